@@ -1,0 +1,83 @@
+//! The side that takes entries.
+
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use crate::{Entry, Inconsistent, Index, QueueSize, QueueWords};
+
+/// Takes entries from a queue: [`fetch`](Self::fetch) copies, [`consume`](Self::consume) publishes CONS.
+///
+/// CONS is private to the consumer; the shared word is an output and is never read back.
+#[derive(Debug)]
+pub struct Consumer<W> {
+    words: W,
+    size: QueueSize,
+    cons: Index,
+    flags: u32,
+}
+
+impl<W: QueueWords> Consumer<W> {
+    /// A consumer that starts at `cons`.
+    pub fn new(words: W, size: QueueSize, cons: Index) -> Self {
+        Self { words, size, cons, flags: 0 }
+    }
+
+    /// The next entry to be consumed.
+    pub fn cons(&self) -> Index {
+        self.cons
+    }
+
+    /// The size of the queue.
+    pub fn size(&self) -> QueueSize {
+        self.size
+    }
+
+    /// The words of the queue.
+    pub fn words(&self) -> &W {
+        &self.words
+    }
+
+    /// Copies entries from CONS on into `out`, in order, and says how many: up to PROD, up to the end of `out`,
+    /// or up to and including the first for which `last` is true. Nothing is consumed.
+    ///
+    /// # Errors
+    ///
+    /// [`Inconsistent`] if PROD and CONS contradict each other; nothing is copied.
+    pub fn fetch(
+        &self,
+        out: &mut [Entry],
+        mut last: impl FnMut(&Entry) -> bool,
+    ) -> Result<usize, Inconsistent> {
+        // Acquire: pairs with the producer's release store of PROD (or the guest's barrier before it), so that
+        // the entries below PROD are the published ones.
+        let prod = self.size.index(self.words.load_prod(Acquire));
+        let used = self.size.used(prod, self.cons)?;
+        let mut n = 0;
+        for to in out.iter_mut().take(used as usize) {
+            *to = self.words.load_entry(self.size.slot(self.size.advance(self.cons, n)));
+            n += 1;
+            if last(to) {
+                break;
+            }
+        }
+        Ok(n as usize)
+    }
+
+    /// Passes `n` fetched entries and publishes CONS.
+    pub fn consume(&mut self, n: usize) {
+        self.cons = self.size.advance(self.cons, n as u32);
+        self.publish();
+    }
+
+    /// Publishes CONS with other bits of its register (an error code, an acknowledgement) above the index.
+    /// They stay until they are replaced.
+    pub fn publish_flags(&mut self, flags: u32) {
+        self.flags = flags;
+        self.publish();
+    }
+
+    fn publish(&self) {
+        // Release: pairs with the producer's acquire load of CONS, so that the copies are made before the slots
+        // are written again.
+        self.words.store_cons(self.cons.raw() | self.flags, Release);
+    }
+}

@@ -1,0 +1,85 @@
+//! The side that adds entries, for a queue with one producer.
+
+use core::sync::atomic::Ordering::{Acquire, Release};
+
+use crate::{Entry, Index, QueueSize, QueueWords};
+
+/// Adds entries to a queue: [`write`](Self::write) fills slots, [`publish`](Self::publish) rings once for all.
+///
+/// PROD is private to the producer; the shared word is an output and is never read back.
+#[derive(Debug)]
+pub struct Producer<W> {
+    words: W,
+    size: QueueSize,
+    prod: Index,
+    /// CONS as last seen: it only moves on, so what was free stays free.
+    cons: Index,
+}
+
+impl<W: QueueWords> Producer<W> {
+    /// A producer for an empty queue whose PROD and CONS are both `start`.
+    pub fn new(words: W, size: QueueSize, start: Index) -> Self {
+        Self { words, size, prod: start, cons: start }
+    }
+
+    /// The next slot to be written, published or not.
+    pub fn prod(&self) -> Index {
+        self.prod
+    }
+
+    /// The size of the queue.
+    pub fn size(&self) -> QueueSize {
+        self.size
+    }
+
+    /// The words of the queue.
+    pub fn words(&self) -> &W {
+        &self.words
+    }
+
+    /// The number of entries that can be written now, if that is less than `wanted` (CONS is looked up only then).
+    pub fn room(&mut self, wanted: u32) -> u32 {
+        let free = self.free();
+        if free >= wanted {
+            return free;
+        }
+        self.unconsumed();
+        self.free()
+    }
+
+    /// Looks CONS up and tells how many entries, published or not, the consumer has not passed.
+    ///
+    /// A CONS word that contradicts PROD is not believed: the last good one counts.
+    pub fn unconsumed(&mut self) -> u32 {
+        // Acquire: pairs with the consumer's release store of CONS, so that its copies are made before we write
+        // those slots again.
+        let cons = self.size.index(self.words.load_cons(Acquire));
+        if self.size.used(self.prod, cons).is_ok() {
+            self.cons = cons;
+        }
+        self.size.entries() - self.free()
+    }
+
+    /// Writes as many of `entries` as fit, in order, and says how many. The consumer sees none of them before
+    /// [`publish`](Self::publish).
+    pub fn write(&mut self, entries: &[Entry]) -> usize {
+        let wanted = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+        let n = self.room(wanted).min(wanted);
+        for entry in &entries[..n as usize] {
+            self.words.store_entry(self.size.slot(self.prod), *entry);
+            self.prod = self.size.advance(self.prod, 1);
+        }
+        n as usize
+    }
+
+    /// Makes everything written visible to the consumer: the doorbell.
+    pub fn publish(&mut self) {
+        // Release: pairs with the consumer's acquire load of PROD, so that it sees the entries.
+        self.words.store_prod(self.prod.raw(), Release);
+    }
+
+    fn free(&self) -> u32 {
+        // `cons` was checked against `prod` when it was read, and `prod` moves only within `free`.
+        self.size.used(self.prod, self.cons).map_or(0, |used| self.size.entries() - used)
+    }
+}
