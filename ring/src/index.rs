@@ -37,6 +37,9 @@ impl QueueSize {
     /// The largest log2 size of any queue of an SMMUv3.
     pub const MAX_LOG2: u32 = 19;
 
+    /// The largest size.
+    pub const MAX: Self = Self { log2: Self::MAX_LOG2 as u8 };
+
     /// The size 2^`log2`, or `None` above [`Self::MAX_LOG2`].
     pub const fn from_log2(log2: u32) -> Option<Self> {
         if log2 <= Self::MAX_LOG2 { Some(Self { log2: log2 as u8 }) } else { None }

@@ -1,0 +1,65 @@
+//! Counters of a virtual SMMU, written by its worker alone and read by anyone.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::Serialize;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The live counters: one writer, any number of readers, no ordering between counters.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        /// What a virtual SMMU has done so far.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            pub(crate) fn read(&self) -> Stats {
+                Stats { $($name: self.$name.0.load(Relaxed),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Commands taken from the guest, CMD_SYNCs included.
+    commands,
+    /// CMD_SYNCs completed.
+    syncs,
+    /// Of these, those that sent an MSI.
+    msis,
+    /// Canonical commands handed to the host queue, without its own CMD_SYNCs.
+    forwarded,
+    /// Configuration commands handed to the VMM.
+    configs,
+    /// Commands without effect because the guest owns no such stream or substream.
+    dropped,
+    /// Commands that raised CERROR_ILL.
+    rejected,
+    /// Queue reads that found no memory: CERROR_ABT.
+    aborts,
+    /// MSIs whose address is not guest memory.
+    msi_aborts,
+    /// Looks at a doorbell that showed PROD further from CONS than the queue is long.
+    inconsistent,
+    /// Batches taken from the guest.
+    batches,
+}
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: usize) {
+        // Relaxed, and no read-modify-write: there is one writer, and readers need no order.
+        self.0.store(self.0.load(Relaxed) + n as u64, Relaxed);
+    }
+}
