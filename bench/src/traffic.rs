@@ -1,0 +1,130 @@
+//! What emulated guests send.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use ecmdq_engine::{Command, Opcode, StreamId};
+use thiserror::Error;
+
+use crate::driver::Sync;
+
+/// Commands that are sent together, with the CMD_SYNC that follows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The commands without the CMD_SYNC.
+    pub commands: Vec<Command>,
+    /// How the CMD_SYNC is waited for.
+    pub sync: Sync,
+}
+
+/// A stream of groups, sent over and over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// The groups in order.
+    pub groups: Vec<Group>,
+    /// The streams that the commands name.
+    pub streams: Vec<StreamId>,
+}
+
+/// Why a recorded stream cannot be replayed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is not a whole number of commands.
+    #[error("{path}: {len} bytes is not a whole number of 16-byte commands: is it cut off?")]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        len: usize,
+    },
+    /// The file has no commands.
+    #[error("{path}: no commands")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The most commands sent before a CMD_SYNC: more are split, so that a group fits every queue.
+const MOST: usize = 4095;
+
+impl Traffic {
+    /// A built-in mix after the habits of real drivers: single pages, 16 pages without ranges, ranges, long
+    /// batches, whole address spaces, ATC invalidations behind their TLBI, a configuration change now and then.
+    pub fn mix() -> Self {
+        const STREAM: u64 = 0x42;
+        let page = |i: u64| Command([0x0001_0000_0000_0012, (0xffff_0000 + i) << 12 | 1]);
+        let range = |i: u64, scale: u64| {
+            Command([0x0001_0000_0000_3012 | scale << 20, (0xfff0_0000 + (i << 9)) << 12 | 0x701])
+        };
+        let mut groups = Vec::new();
+        let mut add = |sync, commands| groups.push(Group { commands, sync });
+        for i in 0..64 {
+            add(Sync::Msi, vec![page(i)]);
+            add(Sync::Msi, vec![range(i, i % 8)]);
+            add(Sync::Cons, (0..16).map(|k| page(16 * i + k)).collect());
+            add(Sync::Msi, (0..254).map(|k| page(256 * i + k)).collect());
+            add(Sync::Msi, vec![range(i, 0)]);
+            add(Sync::Msi, vec![Command([STREAM << 32 | 0x40, (0xfff0_0000 + (i << 9)) << 12 | 2])]);
+        }
+        add(Sync::Cons, vec![Command([0x0001_0000_0000_0011, 0])]);
+        add(Sync::Cons, vec![Command([0x10, 0]), Command([0x30, 0])]);
+        add(Sync::Msi, vec![Command([STREAM << 32 | 0x05, 1]), Command([STREAM << 32 | 0x06, 0])]);
+        add(Sync::Msi, vec![Command([STREAM << 32 | 0x03, 1]), Command([STREAM << 32 | 0x01, 0])]);
+        add(Sync::Msi, vec![Command([0x04, 0x1f])]);
+        Self { groups, streams: vec![StreamId(STREAM as u32)] }
+    }
+
+    /// A recorded stream: 16-byte little-endian commands. MSIs are aimed at the CMD_SYNC's own slot, wherever
+    /// that is now.
+    ///
+    /// # Errors
+    ///
+    /// [`TraceError`], which names the file.
+    pub fn from_trace(path: &Path) -> Result<Self, TraceError> {
+        let bytes = fs::read(path).map_err(|source| TraceError::Read { path: path.into(), source })?;
+        let (words, rest) = bytes.as_chunks::<8>();
+        let (pairs, odd) = words.as_chunks::<2>();
+        if !rest.is_empty() || !odd.is_empty() {
+            return Err(TraceError::Truncated { path: path.into(), len: bytes.len() });
+        }
+        if pairs.is_empty() {
+            return Err(TraceError::Empty { path: path.into() });
+        }
+        Ok(Self::from_commands(pairs.iter().map(|pair| Command(pair.map(u64::from_le_bytes)))))
+    }
+
+    /// The groups of a command stream with CMD_SYNCs in it.
+    pub fn from_commands(stream: impl IntoIterator<Item = Command>) -> Self {
+        let (mut groups, mut streams) = (Vec::new(), BTreeSet::new());
+        let mut commands = Vec::new();
+        for command in stream {
+            if command.opcode() == Opcode::CMD_SYNC {
+                let sync = if command.bits(0, 13, 12) == 1 { Sync::Msi } else { Sync::Cons };
+                groups.push(Group { commands: std::mem::take(&mut commands), sync });
+                continue;
+            }
+            if matches!(command.opcode().0, 0x01..=0x06 | 0x40) {
+                streams.insert(StreamId(command.stream()));
+            }
+            commands.push(command);
+            if commands.len() == MOST {
+                groups.push(Group { commands: std::mem::take(&mut commands), sync: Sync::Cons });
+            }
+        }
+        if !commands.is_empty() {
+            groups.push(Group { commands, sync: Sync::Cons });
+        }
+        Self { groups, streams: streams.into_iter().collect() }
+    }
+}

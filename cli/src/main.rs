@@ -1,0 +1,43 @@
+//! The program `ecmdq`: runs emulated guests against the engine, or serves one real guest.
+
+mod run;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// SMMUv3 invalidations without exits: command queues in shared memory, served by a polling engine.
+///
+/// Without a command, `run`.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Job>,
+    #[command(flatten)]
+    run: run::Options,
+}
+
+#[derive(Debug, Subcommand)]
+enum Job {
+    /// Lets emulated guests drive one worker, and shows what came of it.
+    Run(run::Options),
+    /// Serves one guest whose RAM is a file, until SIGTERM or SIGINT.
+    Serve(serve::Options),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command.unwrap_or(Job::Run(cli.run)) {
+        Job::Run(options) => run::run(&options).map_err(|e| e.to_string()),
+        Job::Serve(options) => serve::serve(&options).map_err(|e| e.to_string()),
+    };
+    match result {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("ecmdq: {message}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! `ecmdq run`: emulated guests, one worker, a table.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use ecmdq_bench::{GuestReport, Report, Session, Settings, TraceError, Traffic, Verdict};
+use ecmdq_engine::StatsReader;
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use thiserror::Error;
+
+/// Options of `ecmdq run`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// How many emulated guests, each on a thread of its own.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    guests: u16,
+    /// How long they send; each sends its traffic at least once.
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    seconds: f64,
+    /// Send this recorded stream (raw 16-byte commands) in place of the built-in mix.
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// Compare every command that the host receives with what the guests sent, rewritten independently.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    verify: bool,
+}
+
+/// Why there is no table.
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("--replay {0}")]
+    Replay(#[from] TraceError),
+    #[error("no memory for the guests: {0}")]
+    Setup(#[from] io::Error),
+}
+
+const QUEUE_LOG2: u32 = 13;
+const HOST_LOG2: u32 = 12;
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_string())?;
+    if (0.0..=86_400.0).contains(&value) { Ok(value) } else { Err("not within 0 to 86400".into()) }
+}
+
+/// Runs the main job. The exit status is 1 if anything was lost, duplicated or wrong.
+pub fn run(options: &Options) -> Result<ExitCode, Error> {
+    let traffic = match &options.replay {
+        Some(path) => Traffic::from_trace(path)?,
+        None => Traffic::mix(),
+    };
+    let session = Session::new(Settings {
+        guests: options.guests,
+        time: Duration::from_secs_f64(options.seconds),
+        traffic,
+        queue_log2: QUEUE_LOG2,
+        host_log2: HOST_LOG2,
+        verify: options.verify,
+    })?;
+    let readers = session.stats_readers();
+    let report = thread::scope(|scope| {
+        let running = scope.spawn(|| session.run());
+        show_progress(&readers, options.seconds, || running.is_finished());
+        running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+    });
+    print(&report);
+    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One line on a terminal, nothing elsewhere, until `done`.
+fn show_progress(readers: &[StatsReader], seconds: f64, done: impl Fn() -> bool) {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {msg}").unwrap_or(ProgressStyle::default_spinner()),
+    );
+    let start = Instant::now();
+    while !done() {
+        let commands: u64 = readers.iter().map(|reader| reader.read().commands).sum();
+        let elapsed = start.elapsed().as_secs_f64();
+        bar.set_message(format!(
+            "{elapsed:.1} of {seconds:.1} s, {} guests, {} commands, {} commands/s",
+            readers.len(),
+            HumanCount(commands),
+            HumanCount((commands as f64 / elapsed.max(1e-3)) as u64)
+        ));
+        bar.tick();
+        thread::sleep(Duration::from_millis(50));
+    }
+    bar.finish_and_clear();
+}
+
+fn print(report: &Report) {
+    println!(
+        "{:>6} {:>14} {:>12} {:>13} {:>10} {:>10} {:>10} {:>9}",
+        "guest", "commands", "SYNCs", "commands/s", "SYNC p50", "SYNC p99", "SYNC max", "rejected"
+    );
+    let mut total = (0, 0, 0);
+    for (number, guest) in report.guests.iter().enumerate() {
+        print_guest(number, guest, report.time);
+        let stats = guest.stats;
+        total = (total.0 + stats.commands, total.1 + stats.syncs, total.2 + stats.rejected);
+    }
+    let (commands, syncs, rejected) = total;
+    println!(
+        "{:>6} {:>14} {:>12} {:>13} {:>32} {:>9}",
+        "all",
+        count(commands),
+        count(syncs),
+        count((commands as f64 / report.time.as_secs_f64()) as u64),
+        "",
+        count(rejected)
+    );
+    println!();
+    println!(
+        "host queue received {} commands and {} CMD_SYNCs: {:.1} guest SYNCs for each of its own",
+        count(report.host_commands()),
+        count(report.host_syncs()),
+        syncs as f64 / report.host_syncs().max(1) as f64
+    );
+    for (opcode, n) in &report.host {
+        println!("{:>21}  {opcode}", count(*n));
+    }
+    println!();
+    for (number, guest) in report.guests.iter().enumerate() {
+        if let Some(error) = guest.error {
+            println!("guest {number}: {error}");
+        }
+        if guest.stats.commands != guest.sent {
+            println!("guest {number}: sent {} commands, {} were taken", guest.sent, guest.stats.commands);
+        }
+    }
+    print_verdict(report);
+}
+
+fn print_guest(number: usize, guest: &GuestReport, time: Duration) {
+    let stats = guest.stats;
+    println!(
+        "{number:>6} {:>14} {:>12} {:>13} {:>10} {:>10} {:>10} {:>9}",
+        count(stats.commands),
+        count(stats.syncs),
+        count((stats.commands as f64 / time.as_secs_f64()) as u64),
+        micros(guest.sync_ns.value_at_quantile(0.5)),
+        micros(guest.sync_ns.value_at_quantile(0.99)),
+        micros(guest.sync_ns.max()),
+        count(stats.rejected)
+    );
+}
+
+fn print_verdict(report: &Report) {
+    match &report.verdict {
+        None => println!("not verified; the counts {}", if report.is_clean() { "agree" } else { "DISAGREE" }),
+        Some(Verdict { right, wrong: 0, lost: 0, .. }) => {
+            println!(
+                "verified: {} commands reached the host, each once, in order and rewritten rightly",
+                count(*right)
+            );
+        }
+        Some(Verdict { right, wrong, lost, first }) => {
+            println!("NOT CLEAN: {} right, {} wrong, {} lost", count(*right), count(*wrong), count(*lost));
+            if let Some(first) = first {
+                let expected = first.expected.map_or("nothing".into(), |command| command.to_string());
+                println!("first, guest {}: expected {expected}, received {}", first.guest, first.received);
+            }
+        }
+    }
+}
+
+fn count(n: u64) -> String {
+    HumanCount(n).to_string()
+}
+
+fn micros(ns: u64) -> String {
+    format!("{:.1} us", ns as f64 / 1e3)
+}

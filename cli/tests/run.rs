@@ -1,0 +1,92 @@
+//! `ecmdq run`: the table, replayed streams, exit status.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn ecmdq(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ecmdq")).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A file of raw commands in the directory that cargo gives to tests.
+fn stream(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn raw(commands: &[[u64; 2]]) -> Vec<u8> {
+    commands.iter().flatten().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[test]
+fn without_a_command_it_runs_and_verifies() {
+    let output = ecmdq(&["--seconds", "0", "--guests", "2"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("SYNC p99"), "{text}");
+    assert!(text.contains("verified: 35,982 commands reached the host, each once"), "{text}");
+}
+
+#[test]
+fn recorded_streams_replay_clean() {
+    for (name, sent, forwarded) in [
+        ("msi-ril-2cpu-mixed", "20,000", "9,998"),
+        ("sev-noril-64k", "20,000", "18,814"),
+        ("ats-msi-ril-2cpu", "20,000", "6,665"),
+    ] {
+        let file = format!("{}/../bench/traces/{name}.cmds", env!("CARGO_MANIFEST_DIR"));
+        let output = ecmdq(&["run", "--seconds", "0", "--guests", "1", "--verify", "--replay", &file]);
+        let text = stdout(&output);
+        assert!(output.status.success(), "{name}: {text}{}", stderr(&output));
+        assert!(text.contains(sent), "{name}: {text}");
+        assert!(text.contains(&format!("verified: {forwarded} commands")), "{name}: {text}");
+    }
+}
+
+#[test]
+fn a_rejected_command_is_named_and_fails_the_run() {
+    let file = stream("illegal.cmds", &raw(&[[0x10, 0], [0x46, 0], [0x0100_0000_0000_0110, 0], [0x46, 0]]));
+    let output = ecmdq(&["run", "--seconds", "0", "--guests", "1", "--replay", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = stdout(&output);
+    assert!(text.contains("guest 0: command error 1 at CONS 0x2: TLBI_NH_ALL"), "{text}");
+}
+
+#[test]
+fn bad_streams_are_one_line_that_names_the_file() {
+    let truncated = stream("truncated.cmds", &[0x10; 40]);
+    let empty = stream("empty.cmds", &[]);
+    let missing = Path::new(env!("CARGO_TARGET_TMPDIR")).join("missing.cmds");
+    for (file, why) in [
+        (truncated, "40 bytes is not a whole number of 16-byte commands: is it cut off?"),
+        (empty, "no commands"),
+        (missing, "No such file or directory (os error 2)"),
+    ] {
+        let output = ecmdq(&["run", "--replay", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(stderr(&output), format!("ecmdq: --replay {}: {why}\n", file.display()));
+    }
+}
+
+#[test]
+fn bad_options_are_named() {
+    for (arguments, option) in [
+        (&["--guests", "0"][..], "--guests"),
+        (&["--seconds", "-1"], "--seconds"),
+        (&["--seconds=soon"], "--seconds"),
+        (&["--verify=perhaps"], "--verify"),
+        (&["frobnicate"], "frobnicate"),
+    ] {
+        let output = ecmdq(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).contains(option), "{}", stderr(&output));
+    }
+}

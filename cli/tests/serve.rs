@@ -1,0 +1,138 @@
+//! `ecmdq serve`: a guest in another process than the engine, and what is wrong with its options.
+
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ecmdq_bench::{Driver, Sync};
+use ecmdq_engine::{Command as Cmd, memory};
+use ecmdq_ring::SharedRegion;
+use vm_memory::GuestAddress;
+
+const SIZE: u64 = 4 << 20;
+const BASE: u64 = 0x4000_0000;
+const SMMU: u64 = BASE + SIZE - 0x10_0000;
+
+fn path(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_file(&path);
+    path
+}
+
+fn option(name: &str, value: impl ToString) -> String {
+    format!("--{name}={}", value.to_string())
+}
+
+fn serve(arguments: &[String]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ecmdq"));
+    command.arg("serve").args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn fails(arguments: &[String], message: &str) {
+    let output: Output = serve(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), format!("ecmdq: {message}\n"));
+}
+
+fn wait_for(what: &Path, child: &mut Child) {
+    let start = Instant::now();
+    while !what.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended early");
+        assert!(start.elapsed() < Duration::from_secs(20), "never became ready");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn terminate(mut child: Child) {
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+}
+
+fn map(mem: &Path) -> SharedRegion {
+    let file: File = OpenOptions::new().read(true).write(true).open(mem).unwrap();
+    memory::map(&file, SIZE as usize).unwrap()
+}
+
+#[test]
+fn a_guest_in_another_process_is_served_until_sigterm() {
+    let (mem, ready, stats) = (path("served.ram"), path("served.ready"), path("served.json"));
+    let arguments = [
+        option("mem", mem.display()),
+        option("size", SIZE),
+        option("smmu-pa", format!("{SMMU:#x}")),
+        option("ready", ready.display()),
+        option("stats", stats.display()),
+        "--coh".into(),
+        "--msi".into(),
+        "--ril".into(),
+    ];
+    let mut child = serve(&arguments).spawn().unwrap();
+    wait_for(&ready, &mut child);
+
+    let ram = map(&mem);
+    let registers = ram.part((SMMU - BASE) as usize, 0x2_0000).unwrap();
+    let ring = ram.part(0, 16 << 4).unwrap();
+    let mut driver = Driver::enable(&registers, GuestAddress(BASE), ring, 4).unwrap();
+    for i in 0..100 {
+        let sync = if i % 2 == 0 { Sync::Msi } else { Sync::Cons };
+        driver.send(&[Cmd([0x0001_0000_0000_0012, i << 12]), Cmd([0x99_0000_0001, 0])], sync).unwrap();
+    }
+    terminate(child);
+
+    let text = fs::read_to_string(&stats).unwrap();
+    for line in [
+        "  \"commands\": 300,",
+        "  \"syncs\": 100,",
+        "  \"msis\": 50,",
+        "  \"rejected\": 0,",
+        "  \"last_rejected\": null,",
+        "  \"host_commands\": 100,",
+        "  \"host_syncs\": 100,",
+        "    \"TLBI_NH_VA\": 100",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+    }
+}
+
+#[test]
+fn a_ram_file_of_the_wrong_size_is_refused() {
+    let mem = path("wrong-size.ram");
+    fs::write(&mem, [0; 4096]).unwrap();
+    fails(
+        &[option("mem", mem.display()), option("size", SIZE), option("smmu-pa", SMMU)],
+        &format!("--mem {}: the file has 4096 bytes, --size says {SIZE}", mem.display()),
+    );
+    assert_eq!(fs::metadata(&mem).unwrap().len(), 4096, "it is left as it was");
+}
+
+#[test]
+fn a_ram_file_that_cannot_be_made_is_named() {
+    let mem = path("no-such-directory").join("ram");
+    fails(
+        &[option("mem", mem.display()), option("size", SIZE), option("smmu-pa", SMMU)],
+        &format!("--mem {}: No such file or directory (os error 2)", mem.display()),
+    );
+}
+
+#[test]
+fn register_pages_outside_ram_are_refused() {
+    let mem = path("registers.ram");
+    for smmu in [BASE - 0x1_0000, BASE + SIZE - 0x1_0000, BASE + 0x8000, u64::MAX] {
+        fails(
+            &[option("mem", mem.display()), option("size", SIZE), option("smmu-pa", smmu)],
+            &format!("--smmu-pa {smmu:#x}: not on a 64 KiB boundary with 0x20000 bytes of RAM behind it"),
+        );
+    }
+}
+
+#[test]
+fn a_queue_size_that_no_smmu_has_is_refused() {
+    let mem = path("cmdqs.ram");
+    fails(
+        &[option("mem", mem.display()), option("size", SIZE), option("smmu-pa", SMMU), option("cmdqs", 20)],
+        "CMDQS 20 is not within 7 to 19",
+    );
+}
