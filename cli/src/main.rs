@@ -28,16 +28,31 @@ enum Job {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => return mistake(one_line(&e.to_string())),
+        Err(help) => {
+            print!("{help}");
+            return ExitCode::SUCCESS;
+        }
+    };
     let result = match cli.command.unwrap_or(Job::Run(cli.run)) {
         Job::Run(options) => run::run(&options).map_err(|e| e.to_string()),
         Job::Serve(options) => serve::serve(&options).map_err(|e| e.to_string()),
     };
     match result {
         Ok(code) => code,
-        Err(message) => {
-            eprintln!("ecmdq: {message}");
-            ExitCode::from(2)
-        }
+        Err(message) => mistake(&message),
     }
+}
+
+/// The first line says what is wrong; the usage that follows is there with `--help`.
+fn one_line(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or_default();
+    line.strip_prefix("error: ").unwrap_or(line)
+}
+
+fn mistake(message: &str) -> ExitCode {
+    eprintln!("ecmdq: {message}");
+    ExitCode::from(2)
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ecmdq_ring::{Consumer, Entry, Index, Producer, QueueSize, QueueWords, SharedQueue, SharedRegion};
+use ecmdq_ring::{Consumer, Entry, Producer, QueueSize, QueueWords, SharedQueue, SharedRegion};
 use proptest::prelude::*;
 
 fn queue(log2: u32) -> (SharedQueue, QueueSize) {
