@@ -1,6 +1,6 @@
 //! Validation and rewriting: what a guest may send, and what the host gets for it.
 //!
-//! The [`table`] is compiled, for the features of one virtual SMMU and its VMID, into 256 flat [`Rule`]s. The hot
+//! The [`table`] is compiled, for the features of one virtual SMMU and its VMID, into 256 flat rules. The hot
 //! path is then a load by opcode, two masks and a merge; only ranges, streams and CMD_SYNC need more.
 //!
 //! Policy towards the guest: reserved bits raise CERROR_ILL; fields that the architecture calls ignored are
