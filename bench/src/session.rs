@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread::{self, ScopedJoinHandle};
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 use std::{io, panic};
 
@@ -123,13 +123,14 @@ impl Session {
         let stop = AtomicBool::new(false);
         let start_line = Barrier::new(machines.len() + 1);
         let (guests, time) = thread::scope(|scope| {
-            let serving = scope.spawn(|| worker.run(&stop));
-            let executing = scope.spawn(|| execute(&mut host, verifier.as_ref(), &stop));
+            let serving = spawn(scope, "worker".into(), || worker.run(&stop));
+            let executing = spawn(scope, "host".into(), || execute(&mut host, verifier.as_ref(), &stop));
             let guests: Vec<_> = machines
                 .iter()
                 .map(|machine| {
                     let (settings, verifier, start_line) = (&settings, verifier.as_ref(), &start_line);
-                    scope.spawn(move || drive(machine, settings, verifier, start_line))
+                    let name = format!("guest {}", machine.number);
+                    spawn(scope, name, move || drive(machine, settings, verifier, start_line))
                 })
                 .collect();
             start_line.wait();
@@ -152,6 +153,14 @@ impl Session {
             verdict: verifier.map(|verifier| verifier.finish()),
         }
     }
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: String,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> ScopedJoinHandle<'scope, T> {
+    thread::Builder::new().name(name).spawn_scoped(scope, work).expect("a thread can be started")
 }
 
 /// A thread's result; its panic goes on here.
