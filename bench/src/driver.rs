@@ -85,6 +85,7 @@ impl Driver {
         registers.store_u32(CMDQ_PROD, 0, Release);
         registers.store_u32(CMDQ_CONS, 0, Release);
         driver.set_cr0(CR0_CMDQEN)?;
+        driver.set_cr0(CR0_CMDQEN | CR0_SMMUEN)?;
         Ok(driver)
     }
 

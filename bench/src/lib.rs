@@ -9,11 +9,13 @@
 mod driver;
 mod machine;
 mod session;
+pub mod trace;
 mod traffic;
 mod verify;
 
 pub use driver::{Driver, DriverError, Sync};
 pub use machine::Machine;
 pub use session::{GuestReport, Report, Session, Settings};
-pub use traffic::{Group, TraceError, Traffic};
+pub use trace::TraceError;
+pub use traffic::{Group, Traffic};
 pub use verify::{Mismatch, Verdict, Verifier};

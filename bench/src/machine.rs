@@ -66,11 +66,13 @@ impl Machine {
     pub fn virtual_smmu(&self) -> Result<VirtualSmmu, ConfigError> {
         VirtualSmmu::new(Config {
             features: self.features,
+            host_features: self.features,
+            quirks: Vec::new(),
             vmid: Self::vmid(self.number),
             streams: self.streams.clone(),
             ram: Box::new(self.ram.clone()),
             registers: self.registers.clone(),
-            on_stream_config: Box::new(|_| ()),
+            on_request: Box::new(|_| ()),
         })
     }
 

@@ -1,13 +1,12 @@
 //! What emulated guests send.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::path::Path;
 
 use ecmdq_engine::{Command, Opcode, StreamId};
-use thiserror::Error;
 
 use crate::driver::Sync;
+use crate::trace::{self, TraceError};
 
 /// Commands that are sent together, with the CMD_SYNC that follows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,34 +24,6 @@ pub struct Traffic {
     pub groups: Vec<Group>,
     /// The streams that the commands name.
     pub streams: Vec<StreamId>,
-}
-
-/// Why a recorded stream cannot be replayed.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum TraceError {
-    /// The file cannot be read.
-    #[error("{path}: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The file is not a whole number of commands.
-    #[error("{path}: {len} bytes is not a whole number of 16-byte commands: is it cut off?")]
-    Truncated {
-        /// The file.
-        path: PathBuf,
-        /// Its size.
-        len: usize,
-    },
-    /// The file has no commands.
-    #[error("{path}: no commands")]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
 }
 
 /// The most commands sent before a CMD_SYNC: more are split, so that a group fits every queue.
@@ -85,23 +56,16 @@ impl Traffic {
         Self { groups, streams: vec![StreamId(STREAM as u32)] }
     }
 
-    /// A recorded stream: 16-byte little-endian commands. MSIs are aimed at the CMD_SYNC's own slot, wherever
-    /// that is now.
+    /// A recorded stream as traffic. MSIs are aimed at the CMD_SYNC's own slot, wherever that is now.
     ///
     /// # Errors
     ///
-    /// [`TraceError`], which names the file.
+    /// As [`trace::read`]; and [`TraceError::Empty`].
     pub fn from_trace(path: &Path) -> Result<Self, TraceError> {
-        let bytes = fs::read(path).map_err(|source| TraceError::Read { path: path.into(), source })?;
-        let (words, rest) = bytes.as_chunks::<8>();
-        let (pairs, odd) = words.as_chunks::<2>();
-        if !rest.is_empty() || !odd.is_empty() {
-            return Err(TraceError::Truncated { path: path.into(), len: bytes.len() });
+        match trace::read(path)? {
+            commands if commands.is_empty() => Err(TraceError::Empty { path: path.into() }),
+            commands => Ok(Self::from_commands(commands)),
         }
-        if pairs.is_empty() {
-            return Err(TraceError::Empty { path: path.into() });
-        }
-        Ok(Self::from_commands(pairs.iter().map(|pair| Command(pair.map(u64::from_le_bytes)))))
     }
 
     /// The groups of a command stream with CMD_SYNCs in it.

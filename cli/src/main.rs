@@ -1,7 +1,10 @@
-//! The program `ecmdq`: runs emulated guests against the engine, or serves one real guest.
+//! The program `ecmdq`: runs emulated guests against the engine, serves a real one, shows and translates commands.
 
+mod decode;
 mod run;
 mod serve;
+mod translate;
+mod values;
 
 use std::process::ExitCode;
 
@@ -25,6 +28,10 @@ enum Job {
     Run(run::Options),
     /// Serves one guest whose RAM is a file, until SIGTERM or SIGINT.
     Serve(serve::Options),
+    /// Prints a stream of raw commands, one a line.
+    Decode(decode::Options),
+    /// Prints what the rules make of each command of a stream.
+    Translate(translate::Options),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +46,8 @@ fn main() -> ExitCode {
     let result = match cli.command.unwrap_or(Job::Run(cli.run)) {
         Job::Run(options) => run::run(&options).map_err(|e| e.to_string()),
         Job::Serve(options) => serve::serve(&options).map_err(|e| e.to_string()),
+        Job::Decode(options) => decode::decode(&options).map_err(|e| e.to_string()),
+        Job::Translate(options) => translate::translate(&options).map_err(|e| e.to_string()),
     };
     match result {
         Ok(code) => code,

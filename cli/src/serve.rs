@@ -22,6 +22,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use thiserror::Error;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
+use crate::values::{number, stream};
+
 /// Options of `ecmdq serve`.
 #[derive(Args, Debug)]
 pub struct Options {
@@ -157,11 +159,13 @@ fn virtual_smmu(options: &Options, ram: Arc<GuestMemoryMmap>) -> Result<VirtualS
     features.cmdqs = options.cmdqs;
     VirtualSmmu::new(Config {
         features,
+        host_features: features,
+        quirks: Vec::new(),
         vmid: Vmid(options.vmid),
         streams: Arc::new(streams.map_err(setup)?),
         ram: Box::new(ram),
         registers,
-        on_stream_config: Box::new(|_| ()),
+        on_request: Box::new(|_| ()),
     })
     .map_err(setup)
 }
@@ -191,19 +195,4 @@ fn setup(error: impl ToString) -> Error {
 
 fn output(option: &'static str, path: &Path, source: io::Error) -> Error {
     Error::Output { option, path: path.into(), source }
-}
-
-/// A number, decimal or with 0x.
-fn number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|e| e.to_string())
-}
-
-fn stream(text: &str) -> Result<(StreamId, HostStreamId), String> {
-    let (guest, host) = text.split_once('=').ok_or("not GUEST=HOST")?;
-    let id = |text| number(text).and_then(|n| u32::try_from(n).map_err(|e| e.to_string()));
-    Ok((StreamId(id(guest)?), HostStreamId(id(host)?)))
 }

@@ -18,6 +18,33 @@ pub struct StreamId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostStreamId(pub u32);
 
+/// Streams whose stream table entries the guest has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamConfig {
+    /// CFGI_STE: one stream.
+    One(StreamId),
+    /// CFGI_STE_RANGE: the 2^`log2` streams from `first` on, `log2` from 1 to 31.
+    Range {
+        /// The first, aligned to the size of the range.
+        first: StreamId,
+        /// log2 of their number.
+        log2: u32,
+    },
+    /// CFGI_ALL: every stream.
+    All,
+}
+
+impl StreamConfig {
+    /// Whether a stream is among them.
+    pub fn contains(&self, stream: StreamId) -> bool {
+        match *self {
+            Self::One(one) => stream == one,
+            Self::Range { first, log2 } => stream.0 >> log2 == first.0 >> log2,
+            Self::All => true,
+        }
+    }
+}
+
 /// Why a [`StreamMap`] refused an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -111,6 +138,17 @@ impl StreamMap {
     pub fn get(&self, guest: StreamId) -> Option<HostStreamId> {
         let host = self.find(guest).1 as u32;
         (host != NO_HOST).then_some(HostStreamId(host))
+    }
+
+    /// The streams that the guest owns among those of a configuration command, in no order. It takes as long as the map
+    /// is large, however many streams the command names.
+    pub fn owned(&self, config: StreamConfig) -> impl Iterator<Item = (StreamId, HostStreamId)> + '_ {
+        self.slots.iter().filter_map(move |slot| {
+            // Acquire: as in `find`.
+            let word = slot.load(Acquire);
+            let (guest, host) = (StreamId((word >> 32) as u32), word as u32);
+            (host != NO_HOST && config.contains(guest)).then_some((guest, HostStreamId(host)))
+        })
     }
 
     /// The slot of a stream and its word, or the free slot where it would go. At most half of the slots are in

@@ -31,11 +31,13 @@
 //! let (_fd, pages) = memory::memfd("registers", registers::FRAME_SIZE)?;
 //! let guest = VirtualSmmu::new(Config {
 //!     features: Features::default(),
+//!     host_features: Features::default(),
+//!     quirks: Vec::new(),
 //!     vmid: Vmid(7),
 //!     streams: Arc::new(StreamMap::from_pairs([(StreamId(0x42), HostStreamId(0x100))])?),
 //!     ram: Box::new(ram.clone()),
 //!     registers: pages.clone(),
-//!     on_stream_config: Box::new(|_| ()),
+//!     on_request: Box::new(|_| ()),
 //! })?;
 //! let (ring, mut smmu) = NativeRing::with_consumer(8)?;
 //! let mut worker = Worker::new(ring);
@@ -75,8 +77,8 @@ mod vsmmu;
 mod worker;
 
 pub use command::{Command, Opcode};
-pub use features::{Features, FeaturesError};
-pub use identity::{HostStreamId, StreamId, StreamMap, StreamMapError, Vmid};
+pub use features::{Features, FeaturesError, StallModel};
+pub use identity::{HostStreamId, StreamConfig, StreamId, StreamMap, StreamMapError, Vmid};
 pub use stats::Stats;
 pub use vsmmu::{Config, ConfigError, StatsReader, VirtualSmmu};
 pub use worker::Worker;

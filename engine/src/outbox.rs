@@ -2,29 +2,40 @@
 
 use crate::command::Command;
 use crate::host::HostQueue;
+use crate::rules::MAX_EXPANSION;
 
 /// The most commands taken from a queue in one visit: so many that publishing CONS and looking at the doorbell
 /// hardly count, so few that they stay in the first-level cache.
 pub(crate) const BATCH: usize = 64;
 
-/// A buffer of fixed size: commands are fetched straight into its free end and rewritten there.
+/// Two buffers of fixed size: commands as they were fetched, and behind the rules, what waits for the host queue.
 #[derive(Debug)]
 pub(crate) struct Outbox {
+    fetched: [Command; BATCH],
     commands: Box<[Command]>,
     len: usize,
 }
 
 impl Outbox {
     pub(crate) fn new() -> Self {
-        Self { commands: vec![Command::default(); 8 * BATCH].into(), len: 0 }
+        Self {
+            fetched: [Command::default(); BATCH],
+            commands: vec![Command::default(); 8 * BATCH].into(),
+            len: 0,
+        }
     }
 
-    /// The free end, at least [`BATCH`] long, if there is so much.
-    pub(crate) fn free(&mut self) -> Option<&mut [Command; BATCH]> {
-        self.commands.get_mut(self.len..)?.first_chunk_mut()
+    /// Whether the room is enough for a batch, or for the longest that one command can become.
+    pub(crate) fn has_room(&self) -> bool {
+        self.commands.len() - self.len >= BATCH.max(MAX_EXPANSION)
     }
 
-    /// Keeps the first `n` commands of the free end.
+    /// The buffer for what is fetched, and the room for what becomes of it.
+    pub(crate) fn buffers(&mut self) -> (&mut [Command; BATCH], &mut [Command]) {
+        (&mut self.fetched, &mut self.commands[self.len..])
+    }
+
+    /// Keeps the first `n` commands of the room.
     pub(crate) fn keep(&mut self, n: usize) {
         self.len = self.commands.len().min(self.len + n);
     }

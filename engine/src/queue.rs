@@ -99,8 +99,11 @@ impl CommandQueue {
         streams: &StreamMap,
         registers: &SharedRegion,
     ) -> Visit {
-        let Some(free) = out.free().filter(|_| self.waiting.is_none()) else { return Visit::Idle };
-        let entries: &mut [_; BATCH] = bytemuck::cast_mut(free);
+        if self.waiting.is_some() || !out.has_room() {
+            return Visit::Idle;
+        }
+        let (buffer, room) = out.buffers();
+        let entries: &mut [_; BATCH] = bytemuck::cast_mut(buffer);
         let fetched = match &self.ring {
             Ring::Backed(consumer) => consumer.fetch(entries, |entry| rules.ends_batch(Command(*entry))),
             Ring::Unbacked { cons } => {
@@ -116,7 +119,7 @@ impl CommandQueue {
         match fetched {
             Ok(0) => Visit::Idle,
             Ok(n) => {
-                let applied = rules.apply(streams, &mut free[..n]);
+                let applied = rules.apply(streams, &buffer[..n], room);
                 out.keep(applied.host);
                 self.consume(applied);
                 Visit::Taken(applied)
@@ -134,7 +137,7 @@ impl CommandQueue {
                 self.waiting = Some(Waiting { signal, ticket: None });
                 consumer.consume(applied.taken - 1);
             }
-            End::Batch | End::Config(_) | End::Illegal(_) => consumer.consume(applied.taken),
+            End::Batch | End::Request(_) | End::Illegal(_) => consumer.consume(applied.taken),
         }
     }
 

@@ -3,14 +3,10 @@
 /// The size of pages 0 and 1 together, in bytes.
 pub const FRAME_SIZE: usize = 0x2_0000;
 
-/// IDR0, and three more ID registers by their offsets.
+/// The first of the ID registers IDR0 to IDR5.
 pub const IDR0: usize = 0x00;
 /// Queue and identifier sizes.
 pub const IDR1: usize = 0x04;
-/// Range invalidation and others.
-pub const IDR3: usize = 0x0c;
-/// Granules and address sizes.
-pub const IDR5: usize = 0x14;
 /// The architecture version.
 pub const AIDR: usize = 0x1c;
 /// Enables.

@@ -37,10 +37,12 @@ counters! {
     msis,
     /// Canonical commands handed to the host queue, without its own CMD_SYNCs.
     forwarded,
-    /// Configuration commands handed to the VMM.
-    configs,
-    /// Commands without effect because the guest owns no such stream or substream.
+    /// Commands handed to the VMM as requests.
+    requests,
+    /// Commands without effect: the guest owns no such stream or substream, or the host has no ATS.
     dropped,
+    /// Ranges too long for a host without ranges, which became an invalidation of all the guest's entries.
+    widened,
     /// Commands that raised CERROR_ILL.
     rejected,
     /// Queue reads that found no memory: CERROR_ABT.

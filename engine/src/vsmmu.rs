@@ -18,13 +18,17 @@ use crate::memory::GuestRam;
 use crate::outbox::Outbox;
 use crate::queue::{CommandError, CommandQueue, Visit};
 use crate::registers::*;
-use crate::rules::{Applied, End, Rejected, Rules, Signal, StreamConfig};
+use crate::rules::{Applied, BeyondHost, End, Quirk, Rejected, Request, Rules, Signal};
 use crate::stats::{Counters, Stats};
 
 /// What a virtual SMMU is made of.
 pub struct Config {
     /// What it shows in its ID registers.
     pub features: Features,
+    /// What the host's SMMU can do.
+    pub host_features: Features,
+    /// Deviations that the guest needs.
+    pub quirks: Vec<Quirk>,
     /// The host's VMID of the guest's translations.
     pub vmid: Vmid,
     /// The streams that the guest owns.
@@ -33,9 +37,9 @@ pub struct Config {
     pub ram: Box<dyn GuestRam>,
     /// Register pages 0 and 1, [`FRAME_SIZE`] bytes, shared with the guest.
     pub registers: SharedRegion,
-    /// Called by the worker when the guest has changed stream table entries. The guest's queue goes on when it
-    /// returns.
-    pub on_stream_config: Box<dyn FnMut(StreamConfig) + Send>,
+    /// Called by the worker with what the guest asks of the VMM, such as to read stream table entries again. The
+    /// guest's queue goes on when it returns.
+    pub on_request: Box<dyn FnMut(Request) + Send>,
 }
 
 /// Why a [`Config`] was refused.
@@ -45,6 +49,9 @@ pub enum ConfigError {
     /// The features contradict the architecture.
     #[error(transparent)]
     Features(#[from] FeaturesError),
+    /// The features are more than the host has.
+    #[error(transparent)]
+    BeyondHost(#[from] BeyondHost),
     /// The register pages are not as large as they must be.
     #[error("register pages of {0:#x} bytes, {FRAME_SIZE:#x} are needed")]
     Registers(usize),
@@ -55,7 +62,7 @@ pub struct VirtualSmmu {
     registers: SharedRegion,
     ram: Box<dyn GuestRam>,
     streams: Arc<StreamMap>,
-    on_stream_config: Box<dyn FnMut(StreamConfig) + Send>,
+    on_request: Box<dyn FnMut(Request) + Send>,
     rules: Rules,
     features: Features,
     cr0_bits: u32,
@@ -64,6 +71,7 @@ pub struct VirtualSmmu {
     gerror: u32,
     gerrorn: u32,
     queue: Option<CommandQueue>,
+    last_error: Option<CommandError>,
     last_rejected: Option<Rejected>,
     counters: Arc<Counters>,
 }
@@ -86,7 +94,7 @@ impl VirtualSmmu {
     ///
     /// [`ConfigError`] for a configuration that cannot be.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let Config { features, vmid, streams, ram, registers, on_stream_config } = config;
+        let Config { features, host_features, quirks, vmid, streams, ram, registers, on_request } = config;
         features.check()?;
         if registers.len() < FRAME_SIZE {
             return Err(ConfigError::Registers(registers.len()));
@@ -94,23 +102,20 @@ impl VirtualSmmu {
         for offset in (0..FRAME_SIZE).step_by(8) {
             registers.store_u64(offset, 0, Relaxed);
         }
-        for (offset, value) in [
-            (IDR0, features.idr0()),
-            (IDR1, features.idr1()),
-            (IDR3, features.idr3()),
-            (IDR5, features.idr5()),
-            (AIDR, AIDR_V3_2),
-        ] {
+        for (n, value) in features.idrs().into_iter().enumerate() {
             // Release: a guest that is started later sees whole register pages.
-            registers.store_u32(offset, value, Release);
+            registers.store_u32(IDR0 + 4 * n, value, Release);
         }
+        registers.store_u32(AIDR, AIDR_V3_2, Release);
         let atschk = if features.ats { CR0_ATSCHK } else { 0 };
+        let mut rules = Rules::new(&features, &host_features, vmid, &quirks)?;
+        rules.set_smmu_enabled(false);
         Ok(Self {
             registers,
             ram,
             streams,
-            on_stream_config,
-            rules: Rules::new(&features, vmid),
+            on_request,
+            rules,
             features,
             cr0_bits: CR0_SMMUEN | CR0_EVENTQEN | CR0_CMDQEN | atschk,
             cr0: 0,
@@ -118,6 +123,7 @@ impl VirtualSmmu {
             gerror: 0,
             gerrorn: 0,
             queue: None,
+            last_error: None,
             last_rejected: None,
             counters: Arc::default(),
         })
@@ -138,16 +144,15 @@ impl VirtualSmmu {
         self.last_rejected
     }
 
-    /// Looks at the registers, then takes a batch of commands. Says whether the guest had done anything.
-    pub(crate) fn poll(&mut self, out: &mut Outbox) -> bool {
-        let changed = self.poll_registers();
+    /// Takes a batch of commands. Says whether there was anything.
+    pub(crate) fn take(&mut self, out: &mut Outbox) -> bool {
         // A command error stops the queue until software acknowledges it, also across disabling and enabling.
         if self.active_errors() & GERROR_CMDQ_ERR != 0 {
-            return changed;
+            return false;
         }
-        let Some(queue) = &mut self.queue else { return changed };
+        let Some(queue) = &mut self.queue else { return false };
         match queue.visit(out, &self.rules, &self.streams, &self.registers) {
-            Visit::Idle => return changed,
+            Visit::Idle => return false,
             Visit::Inconsistent => self.counters.inconsistent.add(1),
             Visit::Abort => {
                 self.counters.aborts.add(1);
@@ -187,13 +192,14 @@ impl VirtualSmmu {
         self.counters.batches.add(1);
         self.counters.forwarded.add(applied.host);
         self.counters.dropped.add(applied.dropped);
+        self.counters.widened.add(applied.widened);
         let waiting = matches!(applied.end, End::Sync(_));
         self.counters.commands.add(applied.taken - usize::from(waiting));
         match applied.end {
             End::Batch | End::Sync(_) => {}
-            End::Config(config) => {
-                self.counters.configs.add(1);
-                (self.on_stream_config)(config);
+            End::Request(request) => {
+                self.counters.requests.add(1);
+                (self.on_request)(request);
             }
             End::Illegal(rejected) => {
                 self.counters.rejected.add(1);
@@ -219,10 +225,17 @@ impl VirtualSmmu {
     }
 
     fn command_error(&mut self, error: CommandError) {
+        self.last_error = Some(error);
         if let Some(queue) = &mut self.queue {
             queue.set_error(error as u32, &self.registers);
         }
         self.raise(GERROR_CMDQ_ERR);
+    }
+
+    /// The code of CONS.ERR: 0 when no command error is active.
+    fn error_code(&self) -> u32 {
+        let active = self.active_errors() & GERROR_CMDQ_ERR != 0;
+        self.last_error.filter(|_| active).map_or(0, |error| error as u32)
     }
 
     fn active_errors(&self) -> u32 {
@@ -236,7 +249,8 @@ impl VirtualSmmu {
         self.registers.store_u32(GERROR, self.gerror, Release);
     }
 
-    fn poll_registers(&mut self) -> bool {
+    /// Looks at the registers that the guest writes. Says whether anything had changed.
+    pub(crate) fn poll_registers(&mut self) -> bool {
         // Acquire: pairs with the guest's barrier before each register write, so that what it wrote earlier
         // (BASE before CR0, a mended entry before GERRORN) is seen.
         let cr0 = self.registers.load_u32(CR0, Acquire) & self.cr0_bits;
@@ -267,12 +281,15 @@ impl VirtualSmmu {
     fn set_cr0(&mut self, cr0: u32) {
         let (enabled, enable) = (self.cr0 & CR0_CMDQEN != 0, cr0 & CR0_CMDQEN != 0);
         self.cr0 = cr0;
+        self.rules.set_smmu_enabled(cr0 & CR0_SMMUEN != 0);
         if enable && !enabled {
             // BASE and CONS are inputs at this moment only. Relaxed: ordered by the acquire load of CR0.
             let base = self.registers.load_u64(CMDQ_BASE, Relaxed);
             let cons = self.registers.load_u32(CMDQ_CONS, Relaxed);
             let mut queue = CommandQueue::new(base, cons, &self.features);
             queue.back(&self.registers, &*self.ram);
+            // The bits of CONS that the index does not have read as zero; an error that is active keeps its code.
+            queue.set_error(self.error_code(), &self.registers);
             self.queue = Some(queue);
         } else if !enable {
             self.queue = None;
@@ -308,9 +325,11 @@ impl fmt::Debug for VirtualSmmu {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { features, vmid, streams, registers, ram: _, on_stream_config: _ } = self;
+        let Self { features, host_features, quirks, vmid, streams, registers, ram: _, on_request: _ } = self;
         f.debug_struct("Config")
             .field("features", features)
+            .field("host_features", host_features)
+            .field("quirks", quirks)
             .field("vmid", vmid)
             .field("streams", streams)
             .field("registers", registers)

@@ -43,21 +43,35 @@ impl<H: HostQueue> Worker<H> {
     /// One sweep; never waits. Says whether there was anything to do.
     pub fn poll(&mut self) -> bool {
         let mut busy = self.complete();
-        for _ in 0..self.guests.len() {
-            if self.out.free().is_none() && !self.out.flush(&mut self.host) {
-                break;
-            }
-            let guest = &mut self.guests[self.next];
-            let was_waiting = guest.is_waiting();
-            busy |= guest.poll(&mut self.out);
-            self.ticket_due |= guest.is_waiting() && !was_waiting;
-            self.next = (self.next + 1) % self.guests.len();
+        for guest in &mut self.guests {
+            busy |= guest.poll_registers();
         }
-        if self.out.flush(&mut self.host) && self.ticket_due {
+        // While a ticket is due, what it must cover gets out before more is taken: else a flood could put it off.
+        if self.out.flush(&mut self.host) || !self.ticket_due {
+            busy |= self.take();
+        }
+        if self.ticket_due && self.out.flush(&mut self.host) {
             let ticket = self.host.sync();
             self.guests.iter_mut().for_each(|guest| guest.wait_for(ticket));
             self.ticket_due = false;
         }
+        busy
+    }
+
+    /// A batch from every guest, as long as there is room; then hands over.
+    fn take(&mut self) -> bool {
+        let mut busy = false;
+        for _ in 0..self.guests.len() {
+            if !self.out.has_room() && !self.out.flush(&mut self.host) {
+                break;
+            }
+            let guest = &mut self.guests[self.next];
+            let was_waiting = guest.is_waiting();
+            busy |= guest.take(&mut self.out);
+            self.ticket_due |= guest.is_waiting() && !was_waiting;
+            self.next = (self.next + 1) % self.guests.len();
+        }
+        self.out.flush(&mut self.host);
         busy
     }
 

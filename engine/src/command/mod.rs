@@ -4,7 +4,10 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::rules::table;
+pub mod table;
+mod text;
+
+pub use text::ParseError;
 
 /// One SMMUv3 command: two 64-bit words in the hardware's own format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -37,6 +40,9 @@ opcodes! {
     TLBI_NH_VAA = 0x13
     TLBI_NSNH_ALL = 0x30
     ATC_INV = 0x40
+    PRI_RESP = 0x41
+    RESUME = 0x44
+    STALL_TERM = 0x45
     CMD_SYNC = 0x46
 }
 
@@ -67,35 +73,5 @@ impl Opcode {
 impl fmt::Debug for Opcode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-impl fmt::Display for Opcode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.name() {
-            Some(name) => f.pad(name),
-            None => f.pad(&format!("{:#04x}", self.0)),
-        }
-    }
-}
-
-/// The name and the fields, for example `TLBI_NH_ASID VMID=0x0 ASID=0x5`. Fields that only some features bring
-/// are left out when zero; bits that belong to no field follow as `RES0=WORD0:WORD1`.
-impl fmt::Display for Command {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.opcode())?;
-        let mut rest = [self.0[0] & !0xff, self.0[1]];
-        for field in table::find(self.opcode()).map_or(&[][..], |spec| spec.fields) {
-            let value = field.of(*self);
-            rest[field.word] &= !field.mask();
-            if value != 0 || field.when == table::When::Always {
-                let value = value << field.shown_shift;
-                write!(f, " {}={value:#x}", field.name)?;
-            }
-        }
-        if rest != [0; 2] {
-            write!(f, " RES0={:#x}:{:#x}", rest[0], rest[1])?;
-        }
-        Ok(())
     }
 }

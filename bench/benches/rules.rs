@@ -1,0 +1,105 @@
+//! Checking and rewriting a batch from one buffer into another, beside a plain loop that copies 16-byte commands and
+//! replaces the VMID bits without a check.
+//!
+//! `engine` calls `Rules::apply` as the worker does: batches of up to 64, which end at each CMD_SYNC.
+
+use std::hint::black_box;
+use std::path::Path;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ecmdq_bench::trace;
+use ecmdq_engine::rules::{End, Rules};
+use ecmdq_engine::{Command, Features, HostStreamId, StreamId, StreamMap, Vmid};
+
+const BATCH: usize = 64;
+/// So many that both buffers stay in the first-level cache.
+const COMMANDS: usize = 704;
+
+/// The limit: copies, replaces VMID bits, checks nothing.
+fn copy(from: &[Command], to: &mut [Command]) {
+    for (to, Command([low, high])) in to.iter_mut().zip(from) {
+        *to = Command([low & !0x0000_ffff_0000_0000 | 7 << 32, *high]);
+    }
+}
+
+/// Calls `apply` until everything is taken; says how many commands the host gets.
+fn engine(rules: &Rules, streams: &StreamMap, mut from: &[Command], to: &mut [Command]) -> usize {
+    let mut host = 0;
+    while !from.is_empty() {
+        let n = from.len().min(BATCH);
+        let applied = rules.apply(streams, &from[..n], &mut to[host..]);
+        assert!(!matches!(applied.end, End::Illegal(_)), "{:?}", applied.end);
+        host += applied.host;
+        from = &from[applied.taken..];
+    }
+    host
+}
+
+fn repeated(commands: &[[u64; 2]]) -> Vec<Command> {
+    commands.iter().copied().map(Command).cycle().take(COMMANDS).collect()
+}
+
+/// The streams of commands that are measured, by name.
+fn inputs() -> Vec<(String, Vec<Command>)> {
+    let mut inputs: Vec<(String, Vec<Command>)> = [
+        ("TLBI_NH_VA", [0x0005_0000_0000_0012, 0x1234_5001]),
+        ("TLBI_NH_VA range", [0x0005_0000_0020_3012, 0x1234_5701]),
+        ("TLBI_NH_ASID", [0x0005_0000_0000_0011, 0]),
+        ("ATC_INV", [0x0000_0042_0000_0040, 0x1234_5002]),
+        ("CFGI_CD", [0x0000_0042_0000_0005, 1]),
+        ("PREFETCH_CONFIG", [0x0000_0042_0000_0001, 0]),
+        ("CMD_SYNC", [0x2046, 0]),
+    ]
+    .into_iter()
+    .map(|(name, command)| (name.into(), repeated(&[command])))
+    .collect();
+    // Every legal command that goes to the host, hints, and a CMD_SYNC, in an order without runs.
+    inputs.push((
+        "mix".into(),
+        repeated(&[
+            [0x10, 0],
+            [0x0005_0000_0000_0011, 0],
+            [0x0005_0000_0000_0012, 0x1234_5001],
+            [0x13, 0x1234_5001],
+            [0x0005_0000_0020_3012, 0x1234_5701],
+            [0x30, 0],
+            [0x0000_0042_0000_0040, 0x1234_5002],
+            [0x0000_0042_0000_0005, 1],
+            [0x0000_0042_0000_0006, 0],
+            [0x0000_0042_0000_0001, 0],
+            [0x0fc0_1046, 0x4000_0010],
+        ]),
+    ));
+    for trace in ["msi-ril-2cpu-mixed", "sev-noril-64k", "ats-msi-ril-2cpu"] {
+        let file = format!("{}/traces/{trace}.cmds", env!("CARGO_MANIFEST_DIR"));
+        let commands = trace::read(Path::new(&file)).expect("a recorded stream of this repository");
+        inputs.push((trace.into(), commands));
+    }
+    inputs
+}
+
+fn rules(criterion: &mut Criterion) {
+    let mut features = Features::default();
+    features.ats = true;
+    let rules = Rules::new(&features, &features, Vmid(7), &[]).expect("the host has what the guest is shown");
+    let pairs = [0x42, 0x8, 0x100].map(|stream| (StreamId(stream), HostStreamId(0x1000 + stream)));
+    let streams = StreamMap::from_pairs(pairs).expect("three streams");
+    let mut benches = criterion.benchmark_group("rules");
+    for (name, from) in inputs() {
+        let mut to = vec![Command::default(); from.len() + BATCH];
+        benches.throughput(Throughput::Elements(from.len() as u64));
+        benches.bench_function(BenchmarkId::new("copy", &name), |b| {
+            b.iter(|| {
+                from.chunks(BATCH).zip(to.chunks_mut(BATCH)).for_each(|(from, to)| copy(from, to));
+                black_box(&to);
+            });
+        });
+        benches.bench_function(BenchmarkId::new("engine", &name), |b| {
+            b.iter(|| black_box(engine(&rules, &streams, &from, &mut to)));
+        });
+    }
+    benches.finish();
+}
+
+criterion_group!(benches, rules);
+criterion_main!(benches);

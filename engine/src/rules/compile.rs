@@ -1,0 +1,92 @@
+//! From the table of commands to one flat rule an opcode.
+
+use crate::command::table::{COMMANDS, Check, Destination, Role, Spec, find};
+use crate::features::Features;
+use crate::identity::Vmid;
+
+/// What remains to be done for a command when its reserved bits have been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// CERROR_ILL.
+    Illegal,
+    /// Masks, then to the host.
+    Masked,
+    /// The checks of a range, masks, then to the host.
+    Range,
+    /// The same for a host without ranges.
+    Expand,
+    /// The StreamID, masks, then to the host.
+    Stream,
+    /// The same after the check of the SubstreamID.
+    Substream,
+    /// The same after the checks of ATC_INV.
+    AtcInv,
+    /// The checks of ATC_INV, then nowhere: the host has no ATS.
+    AtcIgnored,
+    /// Nowhere.
+    Nowhere,
+    /// To the VMM.
+    Vmm,
+    /// CMD_SYNC.
+    Sync,
+}
+
+/// The compiled form of one opcode: a cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(super) struct Rule {
+    /// Bits that the guest must not set.
+    pub reserved: [u64; 2],
+    /// Bits that go to the host as they are.
+    pub kept: [u64; 2],
+    /// Bits that the host gets from us: opcode and VMID.
+    pub set: [u64; 2],
+    pub kind: Kind,
+}
+
+impl Rule {
+    /// What the host gets of a command whose bits all count.
+    #[inline]
+    pub fn masked(&self, [low, high]: [u64; 2]) -> [u64; 2] {
+        [low & self.kept[0] | self.set[0], high & self.kept[1] | self.set[1]]
+    }
+}
+
+const ILLEGAL: Rule = Rule { reserved: [0; 2], kept: [0; 2], set: [0; 2], kind: Kind::Illegal };
+
+/// The rules of all opcodes.
+pub(super) fn table(guest: &Features, host: &Features, vmid: Vmid) -> Box<[Rule; 256]> {
+    let mut table = Box::new([ILLEGAL; 256]);
+    for spec in COMMANDS.iter().filter(|spec| spec.needs.holds(guest)) {
+        table[usize::from(spec.opcode.0)] = rule(spec, guest, host, vmid);
+    }
+    table
+}
+
+fn rule(spec: &Spec, guest: &Features, host: &Features, vmid: Vmid) -> Rule {
+    let mut rule = Rule { reserved: [!0xff, !0], kept: [0; 2], set: [u64::from(spec.host.0), 0], ..ILLEGAL };
+    for field in spec.fields {
+        let mask = field.mask_for(guest);
+        rule.reserved[field.word] &= !mask;
+        if field.role == Role::Kept {
+            rule.kept[field.word] |= mask & field.mask_for(host);
+        }
+    }
+    let host_fields = find(spec.host).map_or(&[][..], |host| host.fields);
+    if let Some(field) = host_fields.iter().find(|field| field.role == Role::Vmid) {
+        rule.set[field.word] |= u64::from(vmid.0) << field.lsb;
+    }
+    rule.kind = match (spec.to, spec.check) {
+        (Destination::Vmm, _) => Kind::Vmm,
+        (Destination::Nowhere, _) => Kind::Nowhere,
+        (Destination::Sync, _) => Kind::Sync,
+        (Destination::Host, Check::Range) if guest.ril && host.ril => Kind::Range,
+        (Destination::Host, Check::Range) if guest.ril => Kind::Expand,
+        (Destination::Host, Check::AtcInv) if host.ats => Kind::AtcInv,
+        (Destination::Host, Check::AtcInv) => Kind::AtcIgnored,
+        (Destination::Host, Check::Substream) => Kind::Substream,
+        (Destination::Host, _) if spec.has_stream() => Kind::Stream,
+        (Destination::Host, _) => Kind::Masked,
+    };
+    rule
+}

@@ -1,0 +1,248 @@
+//! A guest: its memory, its register pages, and a driver that keeps to the architecture.
+
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::{Arc, Mutex};
+
+use ecmdq_engine::memory::{self, GuestRam};
+use ecmdq_engine::rules::Request;
+use ecmdq_engine::{
+    Command, Config, Features, HostStreamId, StatsReader, StreamConfig, StreamId, StreamMap, VirtualSmmu,
+    Vmid,
+};
+use ecmdq_ring::SharedRegion;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// Register offsets (facts sheet, section 2).
+pub mod reg {
+    pub const IDR0: usize = 0x00;
+    pub const IDR1: usize = 0x04;
+    pub const IDR3: usize = 0x0c;
+    pub const IDR5: usize = 0x14;
+    pub const AIDR: usize = 0x1c;
+    pub const CR0: usize = 0x20;
+    pub const CR0ACK: usize = 0x24;
+    pub const GBPA: usize = 0x44;
+    pub const IRQ_CTRL: usize = 0x50;
+    pub const IRQ_CTRLACK: usize = 0x54;
+    pub const GERROR: usize = 0x60;
+    pub const GERRORN: usize = 0x64;
+    pub const CMDQ_BASE: usize = 0x90;
+    pub const CMDQ_PROD: usize = 0x98;
+    pub const CMDQ_CONS: usize = 0x9c;
+}
+
+pub const CMDQEN: u32 = 1 << 3;
+pub const CERROR_ILL: u32 = 1;
+pub const CERROR_ABT: u32 = 2;
+/// GERROR.CMDQ_ERR and GERROR.MSI_CMDQ_ABT_ERR.
+pub const CMDQ_ERR: u32 = 1 << 0;
+pub const MSI_CMDQ_ABT_ERR: u32 = 1 << 4;
+
+/// Guest RAM: 2 MiB and a page, so that a queue can straddle its end.
+pub const RAM: u64 = 0x4000_0000;
+pub const RAM_SIZE: u64 = 0x20_1000;
+/// Where the driver puts its queue.
+pub const RING: u64 = RAM + 0x10_0000;
+/// Pages 0 and 1.
+pub const PAGES: usize = 0x2_0000;
+
+/// The stream that every guest owns, and one that none does.
+pub const STREAM: u64 = 0x42;
+pub const NO_STREAM: u64 = 0x43;
+
+/// What a guest is made of.
+pub struct Setup {
+    pub features: Features,
+    pub vmid: u16,
+    pub host_stream: u32,
+    /// Another memory than the default one.
+    pub ram: Option<Box<dyn GuestRam>>,
+    /// Other register pages than fresh ones.
+    pub pages: Option<SharedRegion>,
+    /// Called after a configuration command was noted.
+    pub on_config: Box<dyn FnMut(&StreamMap) + Send>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            features: Features::default(),
+            vmid: 7,
+            host_stream: 0x1042,
+            ram: None,
+            pages: None,
+            on_config: Box::new(|_| ()),
+        }
+    }
+}
+
+impl Setup {
+    pub fn with(change: impl FnOnce(&mut Features)) -> Self {
+        Self { features: super::features(change), ..Self::default() }
+    }
+}
+
+/// The guest's side: every access is one that a driver could make.
+pub struct Guest {
+    pub pages: SharedRegion,
+    pub ram: SharedRegion,
+    pub streams: Arc<StreamMap>,
+    pub stats: StatsReader,
+    configs: Arc<Mutex<Vec<StreamConfig>>>,
+    base: u64,
+    log2: u32,
+    prod: u32,
+}
+
+impl Guest {
+    /// A guest and the virtual SMMU that it sees.
+    pub fn new(setup: Setup) -> (Self, VirtualSmmu) {
+        let Setup { features, vmid, host_stream, ram, pages, mut on_config } = setup;
+        let mapped = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE as usize)])
+            .map(Arc::new)
+            .unwrap();
+        let pages = pages.unwrap_or_else(|| memory::memfd("test-registers", PAGES).unwrap().1);
+        let stream = (StreamId(STREAM as u32), HostStreamId(host_stream));
+        let streams = Arc::new(StreamMap::new(8));
+        streams.insert(stream.0, stream.1).unwrap();
+        let configs = Arc::new(Mutex::new(Vec::new()));
+        let (seen, map) = (configs.clone(), streams.clone());
+        let smmu = VirtualSmmu::new(Config {
+            features,
+            host_features: features,
+            quirks: Vec::new(),
+            vmid: Vmid(vmid),
+            streams: streams.clone(),
+            ram: ram.unwrap_or_else(|| Box::new(mapped.clone())),
+            registers: pages.clone(),
+            on_request: Box::new(move |request| {
+                let Request::Streams(config) = request else { panic!("{request:?}") };
+                seen.lock().unwrap().push(config);
+                on_config(&map);
+            }),
+        })
+        .unwrap();
+        let ram = mapped.region(GuestAddress(RAM), RAM_SIZE as usize).unwrap();
+        let guest =
+            Self { pages, ram, streams, stats: smmu.stats_reader(), configs, base: RING, log2: 0, prod: 0 };
+        (guest, smmu)
+    }
+
+    pub fn read(&self, register: usize) -> u32 {
+        self.pages.load_u32(register, Acquire)
+    }
+
+    pub fn write(&self, register: usize, value: u32) {
+        self.pages.store_u32(register, value, Release);
+    }
+
+    /// Describes a queue of 2^`log2` entries that is empty at `index`, and asks for it to be enabled.
+    pub fn start_at(&mut self, base: u64, log2: u32, index: u32) {
+        self.write_base(base | u64::from(log2));
+        (self.base, self.log2, self.prod) = (base & !((16 << log2) - 1), log2, index);
+        self.write(reg::CMDQ_PROD, index);
+        self.write(reg::CMDQ_CONS, index);
+        self.write(reg::CR0, self.read(reg::CR0) | CMDQEN);
+    }
+
+    pub fn start(&mut self, log2: u32) {
+        self.start_at(RING, log2, 0);
+    }
+
+    /// Asks for the queue to be disabled.
+    pub fn stop(&self) {
+        self.write(reg::CR0, self.read(reg::CR0) & !CMDQEN);
+    }
+
+    pub fn write_base(&self, value: u64) {
+        self.pages.store_u64(reg::CMDQ_BASE, value, Release);
+    }
+
+    pub fn enabled(&self) -> bool {
+        self.read(reg::CR0ACK) & CMDQEN != 0
+    }
+
+    /// Adds commands without telling.
+    pub fn push(&mut self, commands: &[Command]) {
+        assert!(commands.len() as u32 <= self.room(), "the driver never overfills its queue");
+        for command in commands {
+            self.put(self.prod, *command);
+            self.prod = (self.prod + 1) & self.index_mask();
+        }
+    }
+
+    /// Tells how far the queue is filled: the doorbell.
+    pub fn ring(&self) {
+        self.write(reg::CMDQ_PROD, self.prod);
+    }
+
+    pub fn send(&mut self, commands: &[Command]) {
+        self.push(commands);
+        self.ring();
+    }
+
+    /// Writes the entry at an index.
+    pub fn put(&self, index: u32, command: Command) {
+        let at = self.slot(index);
+        self.set_u64(at, command.0[0]);
+        self.set_u64(at + 8, command.0[1]);
+    }
+
+    /// The address of the entry at an index.
+    pub fn slot(&self, index: u32) -> u64 {
+        self.base + 16 * u64::from(index & (self.index_mask() >> 1))
+    }
+
+    /// The index, with wrap bit, where the next command goes.
+    pub fn prod(&self) -> u32 {
+        self.prod
+    }
+
+    /// Free entries.
+    pub fn room(&self) -> u32 {
+        (1 << self.log2) - (self.prod.wrapping_sub(self.cons()) & self.index_mask())
+    }
+
+    /// CMDQ_CONS.RD with its wrap bit; everything that must read as zero does.
+    pub fn cons(&self) -> u32 {
+        let word = self.read(reg::CMDQ_CONS);
+        assert_eq!(word & 0x80ff_ffff & !self.index_mask(), 0, "reserved bits of CMDQ_CONS {word:#x}");
+        word & 0xf_ffff
+    }
+
+    /// GERROR bits that are active.
+    pub fn active(&self) -> u32 {
+        self.read(reg::GERROR) ^ self.read(reg::GERRORN)
+    }
+
+    /// CMDQ_CONS.ERR while a command error is active.
+    pub fn error(&self) -> Option<u32> {
+        (self.active() & CMDQ_ERR != 0).then(|| self.read(reg::CMDQ_CONS) >> 24 & 0x7f)
+    }
+
+    /// Acknowledges all errors.
+    pub fn ack(&self) {
+        self.write(reg::GERRORN, self.read(reg::GERROR));
+    }
+
+    pub fn u32_at(&self, at: u64) -> u32 {
+        self.ram.load_u32((at - RAM) as usize, Acquire)
+    }
+
+    pub fn set_u32(&self, at: u64, value: u32) {
+        self.ram.store_u32((at - RAM) as usize, value, Release);
+    }
+
+    pub fn set_u64(&self, at: u64, value: u64) {
+        self.ram.store_u64(at.wrapping_sub(RAM) as usize, value, Release);
+    }
+
+    /// The configuration commands that the VMM was told of since the last call.
+    pub fn take_configs(&self) -> Vec<StreamConfig> {
+        std::mem::take(&mut self.configs.lock().unwrap())
+    }
+
+    fn index_mask(&self) -> u32 {
+        (2 << self.log2) - 1
+    }
+}

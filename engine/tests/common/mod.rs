@@ -1,0 +1,35 @@
+//! A strict little guest driver, and hosts that are polled by hand: everything is deterministic.
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
+
+mod canonical;
+mod cmd;
+mod guest;
+mod machine;
+mod script;
+
+pub use canonical::assert_canonical;
+pub use cmd::*;
+pub use guest::*;
+pub use machine::*;
+pub use script::Script;
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+use ecmdq_engine::Features;
+
+/// Tells other threads to end, also when this one panics.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// The default features with some of them changed.
+pub fn features(change: impl FnOnce(&mut Features)) -> Features {
+    let mut features = Features::default();
+    change(&mut features);
+    features
+}

@@ -1,0 +1,104 @@
+//! A host queue that does what a test says.
+
+use std::cell::{Ref, RefCell};
+use std::rc::Rc;
+
+use ecmdq_engine::Command;
+use ecmdq_engine::host::{HostQueue, Ticket};
+
+/// A handle to the host queue; clones share it. At first it takes everything and completes nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Script(Rc<RefCell<State>>);
+
+#[derive(Debug)]
+struct State {
+    received: Vec<Command>,
+    /// For each ticket, how many commands it covers.
+    syncs: Vec<usize>,
+    reached: u64,
+    at_once: bool,
+    per_submit: usize,
+    room: usize,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let (per_submit, room) = (usize::MAX, usize::MAX);
+        Self { received: Vec::new(), syncs: Vec::new(), reached: 0, at_once: false, per_submit, room }
+    }
+}
+
+impl Script {
+    /// A host that has completed everything whenever it is asked.
+    pub fn at_once() -> Self {
+        let host = Self::default();
+        host.0.borrow_mut().at_once = true;
+        host
+    }
+
+    /// From now on takes at most `n` commands a time.
+    pub fn take_at_most(&self, n: usize) {
+        self.0.borrow_mut().per_submit = n;
+    }
+
+    /// From now on takes at most `n` commands in all.
+    pub fn set_room(&self, n: usize) {
+        self.0.borrow_mut().room = n;
+    }
+
+    /// Every ticket up to the `n`th has been reached.
+    pub fn finish(&self, n: usize) {
+        assert!(n <= self.syncs());
+        self.0.borrow_mut().reached = n as u64;
+    }
+
+    pub fn finish_all(&self) {
+        self.finish(self.syncs());
+    }
+
+    /// How many synchronisations were asked for.
+    pub fn syncs(&self) -> usize {
+        self.0.borrow().syncs.len()
+    }
+
+    /// How many synchronisations are finished.
+    pub fn finished(&self) -> usize {
+        self.0.borrow().reached as usize
+    }
+
+    /// How many of the commands received a finished synchronisation covers.
+    pub fn covered(&self) -> usize {
+        self.finished().checked_sub(1).map_or(0, |last| self.0.borrow().syncs[last])
+    }
+
+    pub fn received(&self) -> Ref<'_, [Command]> {
+        Ref::map(self.0.borrow(), |state| &state.received[..])
+    }
+}
+
+impl HostQueue for Script {
+    fn submit(&mut self, commands: &[Command]) -> usize {
+        let mut state = self.0.borrow_mut();
+        let n = commands.len().min(state.per_submit).min(state.room);
+        state.room -= n;
+        state.received.extend_from_slice(&commands[..n]);
+        n
+    }
+
+    fn sync(&mut self) -> Ticket {
+        let mut state = self.0.borrow_mut();
+        let covers = state.received.len();
+        if state.syncs.last().copied().unwrap_or(0) < covers {
+            state.syncs.push(covers);
+        }
+        Ticket(state.syncs.len() as u64)
+    }
+
+    fn completed(&mut self) -> Ticket {
+        let mut state = self.0.borrow_mut();
+        if state.at_once {
+            state.reached = state.syncs.len() as u64;
+        }
+        Ticket(state.reached)
+    }
+}
