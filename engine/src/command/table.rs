@@ -13,6 +13,8 @@ pub enum When {
     Always,
     /// Never true: a command of another security state.
     Never,
+    /// Never true: the positions of its fields are not confirmed by a public source, so it cannot be checked.
+    Unconfirmed,
     /// IDR0.S1P.
     S1p,
     /// IDR0.S2P.
@@ -44,7 +46,7 @@ impl When {
     pub fn holds(self, f: &Features) -> bool {
         match self {
             Self::Always => true,
-            Self::Never => false,
+            Self::Never | Self::Unconfirmed => false,
             Self::S1p => f.s1p,
             Self::S2p => f.s2p,
             Self::Hyp => f.hyp && f.s1p,
@@ -65,6 +67,7 @@ impl When {
         match self {
             Self::Always => "",
             Self::Never => "other security states only",
+            Self::Unconfirmed => "not offered: fields unconfirmed",
             Self::S1p => "IDR0.S1P",
             Self::S2p => "IDR0.S2P",
             Self::Hyp => "IDR0.Hyp and S1P",
@@ -249,7 +252,7 @@ const IPA: Field = Field::new("Address", 1, 55, 12).address();
 
 use Check::{AtcInv, Range, Resp, Signal, Substream};
 use Destination::{Host, Nowhere, Sync, Vmm};
-use When::{Always, Ats, Dpt, Hyp, Mpam, Never, Pri, S1p, S2p, Stall};
+use When::{Always, Ats, Dpt, Hyp, Mpam, Never, Pri, S1p, S2p, Stall, Unconfirmed};
 
 /// All commands that have a name, by opcode. Opcodes that are not here are reserved. Commands of the Secure, Realm
 /// and EL3 states are named, and are CERROR_ILL on a Non-secure queue whatever their fields say.
@@ -300,8 +303,7 @@ pub static COMMANDS: &[Spec] = &[
     Spec::new(0x5a, "TLBI_S_S2_IPA", Never, Vmm, &[NUM, SCALE, VMID, LEAF, TTL128, TTL, TG, IPA]),
     Spec::new(0x60, "TLBI_SNH_ALL", Never, Vmm, &[]),
     Spec::new(0x70, "DPTI_ALL", Dpt, Vmm, &[]),
-    // The positions of its fields are not confirmed by a public source: it cannot be checked, so it is refused.
-    Spec::new(0x73, "DPTI_PA", Never, Vmm, &[]),
+    Spec::new(0x73, "DPTI_PA", Unconfirmed, Vmm, &[]),
 ];
 
 /// The command with an opcode.
