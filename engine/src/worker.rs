@@ -46,19 +46,16 @@ impl<H: HostQueue> Worker<H> {
         for guest in &mut self.guests {
             busy |= guest.poll_registers();
         }
+        self.hand_over();
         // While a ticket is due, what it must cover gets out before more is taken: else a flood could put it off.
-        if self.out.flush(&mut self.host) || !self.ticket_due {
+        if !self.ticket_due {
             busy |= self.take();
-        }
-        if self.ticket_due && self.out.flush(&mut self.host) {
-            let ticket = self.host.sync();
-            self.guests.iter_mut().for_each(|guest| guest.wait_for(ticket));
-            self.ticket_due = false;
+            self.hand_over();
         }
         busy
     }
 
-    /// A batch from every guest, as long as there is room; then hands over.
+    /// A batch from every guest, as long as there is room.
     fn take(&mut self) -> bool {
         let mut busy = false;
         for _ in 0..self.guests.len() {
@@ -71,8 +68,16 @@ impl<H: HostQueue> Worker<H> {
             self.ticket_due |= guest.is_waiting() && !was_waiting;
             self.next = (self.next + 1) % self.guests.len();
         }
-        self.out.flush(&mut self.host);
         busy
+    }
+
+    /// Hands the outbox over; when all of it is with the host, asks for the ticket that is due.
+    fn hand_over(&mut self) {
+        if self.out.flush(&mut self.host) && self.ticket_due {
+            let ticket = self.host.sync();
+            self.guests.iter_mut().for_each(|guest| guest.wait_for(ticket));
+            self.ticket_due = false;
+        }
     }
 
     /// Sweeps until `stop` is set: spins while there is something to do, and gives the processor away when there
