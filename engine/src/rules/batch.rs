@@ -1,27 +1,47 @@
 //! The hot path: a batch of commands from one buffer into another.
 //!
-//! Commands come in runs of one opcode. A group of eight is looked at as a whole: the bits that any of them has, and the
-//! bits that all of them have. These tell whether the opcode is the same in all (the two agree in its bits), whether a
-//! reserved bit is set in any, whether all name one stream, one granule, and so on: one decision for the group, two
-//! operations a command. Whatever a group leaves open is decided one by one.
+//! Commands come in runs of one opcode. A run is looked at as a whole: the bits that any of its commands has, and the bits
+//! that all of them have. These tell whether the opcode is the same in all (the two agree in its bits), whether a reserved
+//! bit is set in any, whether all name one stream, one granule, and so on: one decision for the run, two operations a
+//! command. Whatever a run leaves open is decided one by one.
 
 use super::checks::{ATC_SIZE_MAX, Expanded, NUM_SCALE, SSV_AND_WITH_IT, TG, TTL, TTL128, signal};
 use super::compile::{Kind, Rule};
-use super::{Applied, End, Reason, Rejected, Request, Rules, Signal};
+use super::{Applied, End, Reason, Rejected, Request, Rules};
 use crate::command::table::{self, Role};
 use crate::command::{Command, Opcode};
 use crate::identity::{StreamId, StreamMap};
 
-/// Commands looked at together.
-const GROUP: usize = 8;
+/// The fewest commands that are worth looking at together.
+const RUN: usize = 8;
 
-/// What one command became, where that is soon said.
-enum Verdict {
+/// The bits that any of the commands has, and those that all of them have.
+#[inline(never)]
+fn summary(commands: &[Command]) -> ([u64; 2], [u64; 2]) {
+    commands.iter().fold(([0; 2], [u64::MAX; 2]), |(any, all), Command([low, high])| {
+        ([any[0] | low, any[1] | high], [all[0] & low, all[1] & high])
+    })
+}
+
+/// Copies commands, with only the bits that are `kept`, and those that are `set`. (By reference: the compiler then loads
+/// the masks as vectors, and a command takes four instructions.)
+#[inline(never)]
+fn merge(from: &[Command], to: &mut [Command], kept: &[u64; 2], set: &[u64; 2]) {
+    for (to, Command([low, high])) in to.iter_mut().zip(from) {
+        *to = Command([low & kept[0] | set[0], high & kept[1] | set[1]]);
+    }
+}
+
+/// What one command became.
+#[derive(Clone, Copy)]
+enum One {
     Host([u64; 2]),
     Dropped,
     Nowhere,
-    Sync(Signal),
-    Illegal(Reason),
+    /// CMD_SYNC; see [`signal`].
+    Sync,
+    /// See [`Rules::reason`].
+    Illegal,
     /// See [`Rules::seldom`].
     Seldom,
 }
@@ -47,55 +67,50 @@ impl Rules {
     /// for which there is no room. One command needs [`MAX_EXPANSION`](super::MAX_EXPANSION) commands of room at most.
     pub fn apply(&self, streams: &StreamMap, from: &[Command], to: &mut [Command]) -> Applied {
         let (mut taken, mut host, mut dropped, mut widened) = (0, 0, 0, 0);
-        let mut end = End::Batch;
-        'batch: for part in from.chunks(GROUP) {
-            if let Some(group) = part.first_chunk()
-                && let Some(room) = to[host..].first_chunk_mut()
-                && self.group(streams, group, room)
-            {
-                taken += GROUP;
-                host += GROUP;
-                continue;
+        let end = 'batch: loop {
+            if taken == from.len() {
+                break End::Batch;
             }
-            for command in part {
-                match self.one(streams, *command) {
-                    Verdict::Host(canonical) => {
-                        let Some(room) = to.get_mut(host) else { break 'batch };
-                        *room = Command(canonical);
-                        host += 1;
+            let run = self.run(streams, &from[taken..], &mut to[host..]);
+            taken += run;
+            host += run;
+            for command in from[taken..].iter().take(RUN) {
+                let one = match self.one(streams, *command) {
+                    One::Sync => {
+                        break 'batch match signal(*command) {
+                            Ok(signal) => {
+                                taken += 1;
+                                End::Sync(signal)
+                            }
+                            Err(reason) => illegal(*command, reason),
+                        };
                     }
-                    Verdict::Dropped => dropped += 1,
-                    Verdict::Nowhere => {}
-                    Verdict::Sync(signal) => {
-                        end = End::Sync(signal);
-                        taken += 1;
-                        break 'batch;
-                    }
-                    Verdict::Illegal(reason) => {
-                        end = End::Illegal(Rejected { command: *command, reason });
-                        break 'batch;
-                    }
-                    Verdict::Seldom => match self.seldom(*command, &mut to[host..]) {
+                    One::Illegal => break 'batch illegal(*command, self.reason(*command)),
+                    One::Seldom => match self.seldom(*command, &mut to[host..]) {
+                        Ok(None) => break 'batch End::Batch,
                         Ok(Some(seldom)) => {
                             host += seldom.host;
                             dropped += seldom.dropped;
                             widened += seldom.widened;
-                            if let Some(request) = seldom.request {
-                                end = End::Request(request);
-                                taken += 1;
-                                break 'batch;
+                            taken += 1;
+                            match seldom.request {
+                                Some(request) => break 'batch End::Request(request),
+                                None => continue,
                             }
                         }
-                        Ok(None) => break 'batch,
-                        Err(reason) => {
-                            end = End::Illegal(Rejected { command: *command, reason });
-                            break 'batch;
-                        }
+                        Err(reason) => break 'batch illegal(*command, reason),
                     },
+                    one => one,
+                };
+                if let One::Host(canonical) = one {
+                    let Some(room) = to.get_mut(host) else { break 'batch End::Batch };
+                    *room = Command(canonical);
+                    host += 1;
                 }
+                dropped += usize::from(matches!(one, One::Dropped));
                 taken += 1;
             }
-        }
+        };
         Applied { taken, host, dropped, widened, end }
     }
 
@@ -104,39 +119,54 @@ impl Rules {
         &self.table[usize::from(command.opcode().0)]
     }
 
-    /// A group of one opcode for which one decision is enough; false leaves it undecided, and writes nothing.
+    /// A run of one opcode at the front for which one decision is enough; says how many commands that is. What stands
+    /// behind it is not decided.
     #[inline]
-    fn group(&self, streams: &StreamMap, group: &[Command; GROUP], to: &mut [Command; GROUP]) -> bool {
-        let (mut any, mut all) = ([0; 2], [u64::MAX; 2]);
-        for Command([low, high]) in group {
-            any = [any[0] | low, any[1] | high];
-            all = [all[0] & low, all[1] & high];
+    fn run(&self, streams: &StreamMap, from: &[Command], to: &mut [Command]) -> usize {
+        let most = from.len().min(to.len());
+        // Soon said where there is none.
+        if most < RUN || from[0].opcode() != from[RUN - 1].opcode() {
+            return 0;
         }
-        let differ = [any[0] ^ all[0], any[1] ^ all[1]];
-        let rule = self.rule(group[0]);
-        if differ[0] & 0xff | any[0] & rule.reserved[0] | any[1] & rule.reserved[1] != 0 {
-            return false;
-        }
-        let (kept, mut set) = (rule.kept, rule.set);
-        match rule.kind {
-            Kind::Masked => {}
-            Kind::Range if self.uniform_ranges(any, all, differ) => {}
-            Kind::Stream | Kind::Substream | Kind::AtcInv if differ[0] >> 32 == 0 => {
-                if rule.kind == Kind::Substream && !self.has_substream(any[0])
-                    || rule.kind == Kind::AtcInv
-                        && (any[0] & SSV_AND_WITH_IT != 0 || any[1] & 0x3f > ATC_SIZE_MAX)
-                {
-                    return false;
-                }
-                let Some(host) = streams.get(StreamId((any[0] >> 32) as u32)) else { return false };
-                set[0] |= u64::from(host.0) << 32;
+        // All of it; all but the CMD_SYNC at its end; a part.
+        for n in [most, most - 1, RUN] {
+            if n < RUN {
+                continue;
             }
-            _ => return false,
+            let (any, all) = summary(&from[..n]);
+            if let Some((kept, set)) = self.decide(streams, any, all) {
+                merge(&from[..n], &mut to[..n], &kept, &set);
+                return n;
+            }
         }
-        for (to, Command([low, high])) in to.iter_mut().zip(group) {
-            *to = Command([low & kept[0] | set[0], high & kept[1] | set[1]]);
+        0
+    }
+
+    /// The decision on a group: `any` are the bits that any of its commands has, `all` those that all of them have. What it
+    /// returns is kept of each and set in each; `None` if they are not so uniform, or not to be sent to the host as they are.
+    #[inline]
+    fn decide(&self, streams: &StreamMap, any: [u64; 2], all: [u64; 2]) -> Option<([u64; 2], [u64; 2])> {
+        let differ = [any[0] ^ all[0], any[1] ^ all[1]];
+        let rule = self.rule(Command(any));
+        if differ[0] & 0xff | any[0] & rule.reserved[0] | any[1] & rule.reserved[1] != 0 {
+            return None;
         }
-        true
+        match rule.kind {
+            Kind::Masked => Some((rule.kept, rule.set)),
+            Kind::Range => self.uniform_ranges(any, all, differ).then_some((rule.kept, rule.set)),
+            Kind::Stream | Kind::Substream | Kind::AtcInv if differ[0] >> 32 == 0 => {
+                let plain = match rule.kind {
+                    Kind::Substream => self.has_substream(any[0]),
+                    Kind::AtcInv => {
+                        self.smmu_enabled && any[0] & SSV_AND_WITH_IT == 0 && any[1] & 0x3f <= ATC_SIZE_MAX
+                    }
+                    _ => true,
+                };
+                let host = streams.get(StreamId((any[0] >> 32) as u32)).filter(|_| plain)?;
+                Some((rule.kept, [rule.set[0] | u64::from(host.0) << 32, rule.set[1]]))
+            }
+            _ => None,
+        }
     }
 
     /// Whether the range fields of a group are certainly legal, and go to the host as they are.
@@ -154,33 +184,45 @@ impl Rules {
     }
 
     #[inline]
-    fn one(&self, streams: &StreamMap, command: Command) -> Verdict {
+    fn one(&self, streams: &StreamMap, command: Command) -> One {
         let rule = self.rule(command);
         let [low, high] = command.0;
-        let reserved = [low & rule.reserved[0], high & rule.reserved[1]];
-        if reserved[0] | reserved[1] != 0 {
-            return Verdict::Illegal(reserved_bits(command, reserved));
+        if low & rule.reserved[0] | high & rule.reserved[1] != 0 {
+            return One::Illegal;
         }
         match rule.kind {
-            Kind::Masked => Verdict::Host(rule.masked([low, high])),
-            Kind::Range => match self.range([low, high]) {
-                Ok(checked) => Verdict::Host(rule.masked(checked)),
-                Err(reason) => Verdict::Illegal(reason),
-            },
+            Kind::Masked => One::Host(rule.masked([low, high])),
+            Kind::Range => {
+                self.range([low, high]).map_or(One::Illegal, |checked| One::Host(rule.masked(checked)))
+            }
             Kind::Stream => mapped(streams, command, rule.masked([low, high])),
             Kind::Substream if self.has_substream(low) => mapped(streams, command, rule.masked([low, high])),
-            Kind::Substream => Verdict::Dropped,
+            Kind::Substream => One::Dropped,
             Kind::AtcInv => match self.atc_ignored(command) {
                 Ok(ignored) if self.smmu_enabled && self.has_substream(low & !ignored) => {
                     mapped(streams, command, rule.masked([low & !ignored, high]))
                 }
-                Ok(_) => Verdict::Dropped,
-                Err(reason) => Verdict::Illegal(reason),
+                Ok(_) => One::Dropped,
+                Err(_) => One::Illegal,
             },
-            Kind::Nowhere => Verdict::Nowhere,
-            Kind::Sync => signal(command).map_or_else(Verdict::Illegal, Verdict::Sync),
-            Kind::Illegal | Kind::Expand | Kind::AtcIgnored | Kind::Vmm => Verdict::Seldom,
+            Kind::Nowhere => One::Nowhere,
+            Kind::Sync => One::Sync,
+            Kind::Illegal | Kind::Expand | Kind::AtcIgnored | Kind::Vmm => One::Seldom,
         }
+    }
+
+    /// Why [`Self::one`] found a command illegal.
+    #[cold]
+    fn reason(&self, command: Command) -> Reason {
+        let rule = self.rule(command);
+        let reserved = [command.0[0] & rule.reserved[0], command.0[1] & rule.reserved[1]];
+        let checked = match rule.kind {
+            _ if reserved != [0; 2] => Err(reserved_bits(command, reserved)),
+            Kind::Range => self.range(command.0).map(drop),
+            Kind::AtcInv => self.atc_ignored(command).map(drop),
+            _ => Ok(()),
+        };
+        checked.err().unwrap_or(Reason::Opcode)
     }
 
     /// Commands that are no part of a fast path; `None` if there is no room for what they become.
@@ -221,6 +263,11 @@ impl Rules {
     }
 }
 
+#[cold]
+fn illegal(command: Command, reason: Reason) -> End {
+    End::Illegal(Rejected { command, reason })
+}
+
 /// What is wrong with reserved bits: a field that must be zero, by its name, or bits of no field.
 #[cold]
 fn reserved_bits(command: Command, bits: [u64; 2]) -> Reason {
@@ -231,9 +278,9 @@ fn reserved_bits(command: Command, bits: [u64; 2]) -> Reason {
 
 /// Maps the StreamID of a canonical command. A stream that the guest does not own makes it one without effect.
 #[inline]
-fn mapped(streams: &StreamMap, command: Command, [low, high]: [u64; 2]) -> Verdict {
+fn mapped(streams: &StreamMap, command: Command, [low, high]: [u64; 2]) -> One {
     match streams.get(StreamId(command.stream())) {
-        Some(host) => Verdict::Host([low | u64::from(host.0) << 32, high]),
-        None => Verdict::Dropped,
+        Some(host) => One::Host([low | u64::from(host.0) << 32, high]),
+        None => One::Dropped,
     }
 }
