@@ -43,7 +43,7 @@ impl Outbox {
     /// Hands over what the host queue takes; says whether that was everything.
     pub(crate) fn flush(&mut self, host: &mut impl HostQueue) -> bool {
         if self.len > 0 {
-            let taken = host.submit(&self.commands[..self.len]);
+            let taken = host.submit(&self.commands[..self.len]).min(self.len);
             self.commands.copy_within(taken..self.len, 0);
             self.len -= taken;
         }
