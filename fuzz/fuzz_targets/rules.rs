@@ -59,7 +59,12 @@ fuzz_target!(|input: Input| {
 });
 
 /// The batch as single commands, each with all the room that is left.
-fn one_by_one(rules: &Rules, streams: &StreamMap, commands: &[Command], room: usize) -> (Applied, Vec<Command>) {
+fn one_by_one(
+    rules: &Rules,
+    streams: &StreamMap,
+    commands: &[Command],
+    room: usize,
+) -> (Applied, Vec<Command>) {
     let mut all = Applied { taken: 0, host: 0, dropped: 0, widened: 0, end: End::Batch };
     let mut to = vec![Command::default(); room];
     for command in commands {

@@ -23,10 +23,17 @@ fn summary(commands: &[Command]) -> ([u64; 2], [u64; 2]) {
     })
 }
 
-/// Copies commands, with only the bits that are `kept`, and those that are `set`. (By reference: the compiler then loads
-/// the masks as vectors, and a command takes four instructions.)
+/// What the host gets of the bits of a command, and what it gets from us.
+struct Masks {
+    kept: [u64; 2],
+    set: [u64; 2],
+}
+
+/// Copies commands through masks. (Behind one reference: four values behind two would be passed in registers, and the
+/// compiler would not use vectors.)
 #[inline(never)]
-fn merge(from: &[Command], to: &mut [Command], kept: &[u64; 2], set: &[u64; 2]) {
+fn merge(from: &[Command], to: &mut [Command], masks: &Masks) {
+    let Masks { kept, set } = masks;
     for (to, Command([low, high])) in to.iter_mut().zip(from) {
         *to = Command([low & kept[0] | set[0], high & kept[1] | set[1]]);
     }
@@ -134,26 +141,28 @@ impl Rules {
                 continue;
             }
             let (any, all) = summary(&from[..n]);
-            if let Some((kept, set)) = self.decide(streams, any, all) {
-                merge(&from[..n], &mut to[..n], &kept, &set);
+            if let Some(masks) = self.decide(streams, any, all) {
+                merge(&from[..n], &mut to[..n], &masks);
                 return n;
             }
         }
         0
     }
 
-    /// The decision on a group: `any` are the bits that any of its commands has, `all` those that all of them have. What it
-    /// returns is kept of each and set in each; `None` if they are not so uniform, or not to be sent to the host as they are.
+    /// The decision on a run: `any` are the bits that any of its commands has, `all` those that all of them have. `None` if
+    /// they are not so uniform, or not to be sent to the host one for one.
     #[inline]
-    fn decide(&self, streams: &StreamMap, any: [u64; 2], all: [u64; 2]) -> Option<([u64; 2], [u64; 2])> {
+    fn decide(&self, streams: &StreamMap, any: [u64; 2], all: [u64; 2]) -> Option<Masks> {
         let differ = [any[0] ^ all[0], any[1] ^ all[1]];
         let rule = self.rule(Command(any));
         if differ[0] & 0xff | any[0] & rule.reserved[0] | any[1] & rule.reserved[1] != 0 {
             return None;
         }
         match rule.kind {
-            Kind::Masked => Some((rule.kept, rule.set)),
-            Kind::Range => self.uniform_ranges(any, all, differ).then_some((rule.kept, rule.set)),
+            Kind::Masked => Some(Masks { kept: rule.kept, set: rule.set }),
+            Kind::Range if self.uniform_ranges(any, all, differ) => {
+                Some(Masks { kept: rule.kept, set: rule.set })
+            }
             Kind::Stream | Kind::Substream | Kind::AtcInv if differ[0] >> 32 == 0 => {
                 let plain = match rule.kind {
                     Kind::Substream => self.has_substream(any[0]),
@@ -163,13 +172,14 @@ impl Rules {
                     _ => true,
                 };
                 let host = streams.get(StreamId((any[0] >> 32) as u32)).filter(|_| plain)?;
-                Some((rule.kept, [rule.set[0] | u64::from(host.0) << 32, rule.set[1]]))
+                let set = [rule.set[0] | u64::from(host.0) << 32, rule.set[1]];
+                Some(Masks { kept: rule.kept, set })
             }
             _ => None,
         }
     }
 
-    /// Whether the range fields of a group are certainly legal, and go to the host as they are.
+    /// Whether the range fields of a run are certainly legal, and go to the host as they are.
     #[inline]
     fn uniform_ranges(&self, any: [u64; 2], all: [u64; 2], differ: [u64; 2]) -> bool {
         if differ[1] & TG != 0 || any[1] & TTL128 != 0 {
