@@ -136,3 +136,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn numbers_have_no_sign_opcodes_two_digits_and_each_word_comes_once() {
+    for line in
+        ["0x+f", "0x046", "TLBI_NH_ASID ASID=+5", "TLBI_NH_ASID ASID=0x+5", "0x7f RES0=0x0:0x1 RES0=0x0:0x2"]
+    {
+        assert!(line.parse::<Command>().is_err(), "{line}");
+    }
+}

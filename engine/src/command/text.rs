@@ -83,17 +83,21 @@ impl FromStr for Command {
         let mut command = named(name).ok_or_else(|| ParseError::Name(name.into()))?;
         // Bits that a word has set already.
         let mut set = [0xff, if name == CFGI_ALL { 0x1f } else { 0 }];
+        let mut has_rest = false;
         for word in words {
             let (field, value) = word.split_once('=').ok_or_else(|| ParseError::Word(word.into()))?;
             let bits = if field == "RES0" {
                 let (low, high) = value.split_once(':').ok_or_else(|| ParseError::Word(word.into()))?;
-                let known = fields(command.opcode()).fold([0xff, 0], |mut known, field| {
-                    known[field.word] |= field.mask();
-                    known
-                });
                 let bits = [number(low, word)?, number(high, word)?];
-                if bits[0] & known[0] | bits[1] & known[1] != 0 {
+                let free = fields(command.opcode()).fold([!0xff, !0], |mut free, field| {
+                    free[field.word] &= !field.mask();
+                    free
+                });
+                if bits[0] & !free[0] | bits[1] & !free[1] != 0 {
                     return Err(ParseError::Value(word.into()));
+                }
+                if std::mem::replace(&mut has_rest, true) {
+                    return Err(ParseError::Field(word.into()));
                 }
                 bits
             } else {
@@ -121,18 +125,22 @@ fn named(name: &str) -> Option<Command> {
     if name == CFGI_ALL {
         return Some(CFGI_ALL_COMMAND);
     }
-    let spec = table::COMMANDS.iter().find(|spec| spec.name == name);
-    let opcode =
-        spec.map(|spec| spec.opcode.0).or_else(|| u8::from_str_radix(name.strip_prefix("0x")?, 16).ok())?;
+    let opcode = match table::COMMANDS.iter().find(|spec| spec.name == name) {
+        Some(spec) => spec.opcode.0,
+        // Two digits; the standard library takes a sign, too.
+        None => name
+            .strip_prefix("0x")
+            .filter(|hex| hex.len() == 2 && !hex.starts_with('+'))
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok())?,
+    };
     Some(Command([u64::from(opcode), 0]))
 }
 
 fn number(text: &str, word: &str) -> Result<u64, ParseError> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| ParseError::Word(word.into()))
+    let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |hex| (hex, 16));
+    // The standard library takes a sign.
+    let signed = digits.starts_with('+');
+    u64::from_str_radix(digits, radix).ok().filter(|_| !signed).ok_or_else(|| ParseError::Word(word.into()))
 }
 
 /// A value at its place in its word, if it fits.

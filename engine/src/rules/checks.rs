@@ -48,16 +48,15 @@ impl Rules {
         }
         // 16K granules have no leaves at level 1 without IDR5.DS: the hint counts as none.
         let no_such_level = high & (TG | TTL) == TG_16K | TTL_1 && !self.ds;
-        // TTL128 does not reach a host; without it the hint could name the wrong size.
-        let without_hint = if no_such_level || high & TTL128 != 0 { high & !(TTL | TTL128) } else { high };
-        if low & NUM_SCALE | without_hint & TTL != 0 {
-            return Ok([low, without_hint]);
+        let high = if no_such_level { high & !TTL } else { high };
+        if high & TTL128 != 0 {
+            return without_ttl128([low, high]);
         }
-        // One page, and no hint: reserved. It has the meaning of the one address without a granule.
-        if high & TTL128 != 0 && high & TTL != 0 || self.one_page_range {
-            return Ok([low, without_hint & !TG]);
+        if low & NUM_SCALE | high & TTL != 0 {
+            return Ok([low, high]);
         }
-        Err(Reason::Field("TG", (high & TG) >> 10))
+        // One page and no hint is reserved. For guests that send it: the one address, without a granule.
+        if self.one_page_range { Ok([low, high & !TG]) } else { Err(Reason::Field("TG", (high & TG) >> 10)) }
     }
 
     /// A checked range as commands without range fields, which cover it.
@@ -99,6 +98,17 @@ impl Rules {
     pub(super) fn has_substream(&self, low: u64) -> bool {
         (low & SUBSTREAM) >> 12 >> self.ssid_bits == 0
     }
+}
+
+/// A range with TTL128, which goes with a TTL only, and which no host gets. Without it the TTL could name the wrong size, so
+/// both go; and if that leaves one page and no hint, which is reserved, the granule goes too.
+#[cold]
+fn without_ttl128([low, high]: [u64; 2]) -> Result<[u64; 2], Reason> {
+    if high & TTL == 0 {
+        return Err(Reason::Field("TTL128", 1));
+    }
+    let granule = if low & NUM_SCALE == 0 { TG } else { 0 };
+    Ok([low, high & !(TTL | TTL128 | granule)])
 }
 
 /// What is wrong with a range field where there is no granule.

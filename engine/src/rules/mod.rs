@@ -155,10 +155,12 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// [`BeyondHost`] for a feature that only the host itself can provide.
+    /// [`BeyondHost`] for a feature that only the host itself can provide; so a host needs stage 1 always.
     pub fn new(guest: &Features, host: &Features, vmid: Vmid, quirks: &[Quirk]) -> Result<Self, BeyondHost> {
         for (name, beyond) in [
             ("stage 1", guest.s1p && !host.s1p),
+            // It is never illegal for a guest, and goes to the host as TLBI_NH_ALL.
+            ("TLBI_NSNH_ALL", !host.s1p),
             ("16-bit ASIDs", guest.asid16 && !host.asid16),
             ("IDR5.DS", guest.ds && !host.ds),
             ("128-bit descriptors", guest.d128 && !host.d128),

@@ -109,7 +109,6 @@ proptest! {
     #[test]
     fn runs_are_what_the_oracle_says(guest in guest(), run in run()) {
         let engine = Engine::new(guest);
-        prop_assume!(!run.iter().any(|command| undecided(guest, *command)));
         let fates = run.iter().map(|command| oracle(guest, *command));
         let passing = |fate: &Fate| matches!(fate, Fate::Host(_) | Fate::Dropped | Fate::Nowhere);
         let passed: Vec<_> = fates.take_while(passing).collect();

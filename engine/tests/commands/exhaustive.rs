@@ -105,7 +105,6 @@ fn ttl128_never_reaches_the_host_nor_a_granule_without_a_use() {
 
 /// IHI 0070 G.b, 4.4.1: TTL128 is RES0 when TTL is 0; and 16K without DS takes TTL=1 as 0.
 #[test]
-#[ignore = "the engine takes both; the facts sheet has the second only"]
 fn ttl128_without_a_level_is_illegal() {
     for tg in [0x400, 0x800, 0xc00] {
         assert_eq!(Engine::new(On::ALL).fate([0x1013, tg | 0x80]), Fate::Ill);

@@ -142,7 +142,9 @@ fn by_address(on: On, low: u64, high: u64) -> Option<[u64; 2]> {
     let ttl_counts = if tg == 2 && ttl == 1 && !on.has(DS) { 0 } else { ttl };
     let legal = match tg {
         0 => one_page && ttl == 0 && ttl128 == 0,
-        _ => on.has(ONE_PAGE) || !(one_page && ttl_counts == 0),
+        // TTL128 goes with a TTL only.
+        _ if ttl_counts == 0 => ttl128 == 0 && (on.has(ONE_PAGE) || !one_page),
+        _ => true,
     };
     // TTL128 does not reach the host, and TTL means something else without it. A TG for nothing is reserved.
     let hint = if ttl128 == 1 { 0 } else { ttl_counts };
