@@ -82,7 +82,14 @@ impl Rules {
             taken += run;
             host += run;
             for command in from[taken..].iter().take(RUN) {
-                let one = match self.one(streams, *command) {
+                match self.one(streams, *command) {
+                    One::Host(canonical) => {
+                        let Some(room) = to.get_mut(host) else { break 'batch End::Batch };
+                        *room = Command(canonical);
+                        host += 1;
+                    }
+                    One::Dropped => dropped += 1,
+                    One::Nowhere => {}
                     One::Sync => {
                         break 'batch match signal(*command) {
                             Ok(signal) => {
@@ -99,22 +106,14 @@ impl Rules {
                             host += seldom.host;
                             dropped += seldom.dropped;
                             widened += seldom.widened;
-                            taken += 1;
-                            match seldom.request {
-                                Some(request) => break 'batch End::Request(request),
-                                None => continue,
+                            if let Some(request) = seldom.request {
+                                taken += 1;
+                                break 'batch End::Request(request);
                             }
                         }
                         Err(reason) => break 'batch illegal(*command, reason),
                     },
-                    one => one,
-                };
-                if let One::Host(canonical) = one {
-                    let Some(room) = to.get_mut(host) else { break 'batch End::Batch };
-                    *room = Command(canonical);
-                    host += 1;
                 }
-                dropped += usize::from(matches!(one, One::Dropped));
                 taken += 1;
             }
         };

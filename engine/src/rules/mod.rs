@@ -9,8 +9,8 @@
 //!   VMID; mapped StreamIDs; TLBI_NSNH_ALL as TLBI_NH_ALL; SubstreamID, SSV and Global only where SSV counts; no
 //!   TTL128; ranges as the host knows them.
 //!
-//! The table is compiled, for one virtual SMMU, into 256 flat rules. A batch is worked on in groups of commands with
-//! one opcode, one decision a group; what is not so uniform goes one by one.
+//! The table is compiled, for one virtual SMMU, into 256 flat rules. A run of commands with one opcode is decided
+//! as a whole; what is not so uniform goes one by one.
 
 mod batch;
 mod checks;
