@@ -83,7 +83,7 @@ impl Copy {
         self.guest.write(group);
         self.guest.publish();
         let mut batch = [[0; 2]; 64];
-        while let Ok(n @ 1..) = self.taken.fetch(&mut batch, |_| false) {
+        while let Ok(n @ 1..) = self.taken.fetch(self.taken.prod(), &mut batch, |_| false) {
             for entry in &mut batch[..n] {
                 entry[0] = entry[0] & !0x0000_ffff_0000_0000 | 1 << 32;
             }
@@ -92,7 +92,7 @@ impl Copy {
             self.taken.consume(n);
         }
         let mut batch = [[0; 2]; 256];
-        while let Ok(n @ 1..) = self.host.fetch(&mut batch, |_| false) {
+        while let Ok(n @ 1..) = self.host.fetch(self.host.prod(), &mut batch, |_| false) {
             black_box(&batch[..n]);
             self.host.consume(n);
         }

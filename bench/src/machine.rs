@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
-use ecmdq_engine::memory::{self, GuestRam};
+use ecmdq_engine::memory::{self, GuestRam, Ram};
 use ecmdq_engine::registers::FRAME_SIZE;
 use ecmdq_engine::{
-    Config, ConfigError, Features, HostStreamId, StreamId, StreamMap, StreamMapError, VirtualSmmu, Vmid,
+    Config, ConfigError, Features, FrontEnd, HostStreamId, NoInterrupts, StreamId, StreamMap, StreamMapError,
+    VirtualSmmu, Vmid,
 };
 use ecmdq_ring::SharedRegion;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
@@ -70,14 +71,15 @@ impl Machine {
             quirks: Vec::new(),
             vmid: Self::vmid(self.number),
             streams: self.streams.clone(),
-            ram: Box::new(self.ram.clone()),
-            registers: self.registers.clone(),
-            on_request: Box::new(|_| ()),
+            ram: Box::new(Ram::new(self.ram.clone())),
+            front_end: FrontEnd::Shared(self.registers.clone()),
+            interrupts: Box::new(NoInterrupts),
+            on_request: Box::new(|_, token| token.complete()),
         })
     }
 
     /// A part of RAM.
     pub fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
-        self.ram.region(at, len)
+        Ram::new(self.ram.clone()).region(at, len)
     }
 }

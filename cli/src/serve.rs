@@ -12,10 +12,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use clap::Args;
 use crossbeam::utils::Backoff;
 use ecmdq_engine::host::{HostSmmu, NativeRing};
-use ecmdq_engine::memory::GuestRam;
+use ecmdq_engine::memory::{self, GuestRam, Ram};
 use ecmdq_engine::registers::FRAME_SIZE;
 use ecmdq_engine::{
-    Config, Features, HostStreamId, Opcode, Stats, StreamId, StreamMap, VirtualSmmu, Vmid, Worker,
+    Config, Features, FrontEnd, HostStreamId, NoInterrupts, Opcode, Stats, StreamId, StreamMap, VirtualSmmu,
+    Vmid, Worker,
 };
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -130,6 +131,7 @@ fn map_ram(options: &Options) -> Result<Arc<GuestMemoryMmap>, Error> {
     let fail = |source| Error::Mem { path: mem.clone(), source };
     let file =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(mem).map_err(fail)?;
+    memory::check_cannot_shrink(&file).map_err(fail)?;
     let len = file.metadata().map_err(fail)?.len();
     if len == 0 {
         file.set_len(*size).map_err(fail)?;
@@ -144,7 +146,7 @@ fn map_ram(options: &Options) -> Result<Arc<GuestMemoryMmap>, Error> {
 
 fn virtual_smmu(options: &Options, ram: Arc<GuestMemoryMmap>) -> Result<VirtualSmmu, Error> {
     let at = GuestAddress(options.smmu_pa);
-    let registers = ram.region(at, FRAME_SIZE).filter(|_| at.0.is_multiple_of(0x1_0000));
+    let registers = Ram::new(ram.clone()).region(at, FRAME_SIZE).filter(|_| at.0.is_multiple_of(0x1_0000));
     let registers = registers.ok_or(Error::SmmuPa(at.0))?;
     let streams = match &options.stream[..] {
         [] => StreamMap::from_pairs((0..0x1_0000).map(|s| (StreamId(s), HostStreamId(0x1_0000 + s)))),
@@ -163,9 +165,10 @@ fn virtual_smmu(options: &Options, ram: Arc<GuestMemoryMmap>) -> Result<VirtualS
         quirks: Vec::new(),
         vmid: Vmid(options.vmid),
         streams: Arc::new(streams.map_err(setup)?),
-        ram: Box::new(ram),
-        registers,
-        on_request: Box::new(|_| ()),
+        ram: Box::new(Ram::new(ram)),
+        front_end: FrontEnd::Shared(registers),
+        interrupts: Box::new(NoInterrupts),
+        on_request: Box::new(|_, token| token.complete()),
     })
     .map_err(setup)
 }

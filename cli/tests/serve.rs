@@ -133,6 +133,6 @@ fn a_queue_size_that_no_smmu_has_is_refused() {
     let mem = path("cmdqs.ram");
     fails(
         &[option("mem", mem.display()), option("size", SIZE), option("smmu-pa", SMMU), option("cmdqs", 20)],
-        "CMDQS 20 is not within 7 to 19",
+        "CMDQS is 20, must be within 7 to 19: Linux refuses queues of up to 64 entries, the architecture ends at 2^19",
     );
 }

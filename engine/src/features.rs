@@ -7,8 +7,8 @@ macro_rules! features {
     ($($(#[$doc:meta])* $name:ident = $register:literal [$bit:literal],)*) => {
         /// The features of an SMMU, a guest's or the host's.
         ///
-        /// The default is what Linux takes in full of a virtual SMMU: stage 1, coherent, MSIs, range invalidation,
-        /// queues of up to 32,768 commands; ATS is off.
+        /// A start is one of the presets [`linux`](Self::linux) (the default), [`minimal`](Self::minimal) and
+        /// [`everything`](Self::everything).
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Features {
@@ -25,10 +25,14 @@ macro_rules! features {
             pub ssid_bits: u8,
             /// Output address size, encoded as in IDR5.OAS: 0 is 32 bits, 4 is 44, 5 is 48, 6 is 52.
             pub oas: u8,
+            /// log2 of the number of ECMDQ control pages (IDR6.CMDQ_CONTROL_PAGE_LOG2NUMP); counts with `ecmdq` only.
+            pub control_pages_log2: u8,
+            /// log2 of the queues of a control page (IDR6.CMDQ_CONTROL_PAGE_LOG2NUMQ); counts with `ecmdq` only.
+            pub page_queues_log2: u8,
         }
 
         impl Features {
-            /// The features that registers IDR0 to IDR5 show.
+            /// The features that registers IDR0 to IDR5 show. What IDR6 shows is zero: one page of one queue.
             pub fn from_idrs(idr: [u32; 6]) -> Self {
                 let field = |register: usize, lsb: u32, bits: u32| (idr[register] >> lsb & ((1 << bits) - 1)) as u8;
                 Self {
@@ -43,6 +47,8 @@ macro_rules! features {
                     sid_bits: field(1, 0, 6),
                     ssid_bits: field(1, 6, 5),
                     oas: field(5, 0, 3),
+                    control_pages_log2: 0,
+                    page_queues_log2: 0,
                 }
             }
 
@@ -70,6 +76,8 @@ macro_rules! features {
                     sid_bits: 16,
                     ssid_bits: 0,
                     oas: 4,
+                    control_pages_log2: 0,
+                    page_queues_log2: 0,
                 }
             }
         }
@@ -97,6 +105,8 @@ features! {
     pri = 0[16],
     /// 16-bit VMIDs (IDR0.VMID16).
     vmid16 = 0[18],
+    /// Enhanced Command Queues (IDR1.ECMDQ).
+    ecmdq = 1[31],
     /// Memory partitioning, and with it CFGI_VMS_PIDM (IDR3.MPAM).
     mpam = 3[7],
     /// Range TLB invalidation (IDR3.RIL).
@@ -124,53 +134,167 @@ pub enum StallModel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum FeaturesError {
-    /// Linux refuses a command queue of 64 entries or fewer; the architecture ends at 2^19.
-    #[error("CMDQS {0} is not within 7 to 19")]
-    Cmdqs(u8),
-    /// The architecture ends at 2^19 records.
-    #[error("EVENTQS {0} is above 19")]
-    Eventqs(u8),
-    /// StreamIDs have at most 32 bits.
-    #[error("SIDSIZE {0} is above 32")]
-    SidBits(u8),
-    /// SubstreamIDs have at most 20 bits.
-    #[error("SSIDSIZE {0} is above 20")]
-    SsidBits(u8),
-    /// The encodings end at 7.
-    #[error("OAS {0} is above 7")]
-    Oas(u8),
+    /// A size is outside what the architecture allows, or Linux takes.
+    #[error("{field} is {value}, must be within {least} to {most}: {why}")]
+    Size {
+        /// The field of an ID register.
+        field: &'static str,
+        /// What it was.
+        value: u8,
+        /// The least that it may be.
+        least: u8,
+        /// The most that it may be.
+        most: u8,
+        /// What sets the bounds.
+        why: &'static str,
+    },
+    /// A feature is there without another that it needs.
+    #[error("{feature} without {needs}: {why}")]
+    Needs {
+        /// The feature.
+        feature: &'static str,
+        /// What is missing.
+        needs: &'static str,
+        /// What it is needed for.
+        why: &'static str,
+    },
 }
 
 impl Default for Features {
     fn default() -> Self {
-        Self { s1p: true, coherent: true, msi: true, ril: true, asid16: true, cmdqs: 15, ..Self::none() }
+        Self::linux()
     }
 }
 
 impl Features {
-    /// Checks that a virtual SMMU can have these features.
-    ///
-    /// # Errors
-    ///
-    /// The first impossible one.
-    pub fn check(&self) -> Result<(), FeaturesError> {
-        match *self {
-            Self { cmdqs, .. } if !(7..=19).contains(&cmdqs) => Err(FeaturesError::Cmdqs(cmdqs)),
-            Self { eventqs, .. } if eventqs > 19 => Err(FeaturesError::Eventqs(eventqs)),
-            Self { sid_bits, .. } if sid_bits > 32 => Err(FeaturesError::SidBits(sid_bits)),
-            Self { ssid_bits, .. } if ssid_bits > 20 => Err(FeaturesError::SsidBits(ssid_bits)),
-            Self { oas, .. } if oas > 7 => Err(FeaturesError::Oas(oas)),
-            _ => Ok(()),
+    /// What Linux makes the most of in a virtual SMMU: stage 1, coherent, MSIs, range invalidation, 16-bit ASIDs, queues of
+    /// up to 32,768 commands; no ATS, no ECMDQs.
+    pub const fn linux() -> Self {
+        Self { s1p: true, coherent: true, msi: true, ril: true, asid16: true, cmdqs: 15, ..Self::none() }
+    }
+
+    /// The least that Linux takes: stage 1, a command queue of 128 entries, completion by CONS.
+    pub const fn minimal() -> Self {
+        Self { s1p: true, ..Self::none() }
+    }
+
+    /// Everything that the engine knows, with 256 ECMDQs on one control page.
+    pub const fn everything() -> Self {
+        Self {
+            s2p: true,
+            hyp: true,
+            ats: true,
+            sev: true,
+            pri: true,
+            vmid16: true,
+            ecmdq: true,
+            mpam: true,
+            dpt: true,
+            ds: true,
+            d128: true,
+            stall: StallModel::Supported,
+            cmdqs: 19,
+            eventqs: 19,
+            sid_bits: 32,
+            ssid_bits: 20,
+            oas: 6,
+            page_queues_log2: 8,
+            ..Self::linux()
         }
     }
 
+    /// With 2^`pages_log2` control pages of 2^`queues_log2` ECMDQs each.
+    pub const fn with_ecmdqs(self, pages_log2: u8, queues_log2: u8) -> Self {
+        Self { ecmdq: true, control_pages_log2: pages_log2, page_queues_log2: queues_log2, ..self }
+    }
+
+    /// Checks that a virtual SMMU can have these features (facts sheet, section 2.1).
+    ///
+    /// # Errors
+    ///
+    /// The first impossible one, and why it is.
+    pub fn check(&self) -> Result<(), FeaturesError> {
+        const ARCHITECTURE: &str = "the architecture's bounds";
+        for (field, value, least, most, why) in [
+            (
+                "CMDQS",
+                self.cmdqs,
+                7,
+                19,
+                "Linux refuses queues of up to 64 entries, the architecture ends at 2^19",
+            ),
+            ("EVENTQS", self.eventqs, 0, 19, ARCHITECTURE),
+            ("SIDSIZE", self.sid_bits, 0, 32, ARCHITECTURE),
+            ("SSIDSIZE", self.ssid_bits, 0, 20, ARCHITECTURE),
+            ("OAS", self.oas, 0, 7, "its encodings"),
+            ("LOG2NUMP", self.control_pages_log2, 0, 8, "256 control pages are the most"),
+            ("LOG2NUMQ", self.page_queues_log2, 0, 8, "a control page holds 256 queues at most"),
+        ] {
+            if !(least..=most).contains(&value) {
+                return Err(FeaturesError::Size { field, value, least, most, why });
+            }
+        }
+        for (feature, has, needs, there, why) in [
+            ("an SMMU", true, "stage 1 or stage 2", self.s1p || self.s2p, "it translates nothing"),
+            (
+                "ECMDQ",
+                self.ecmdq,
+                "COHACC",
+                self.coherent,
+                "its control pages and queues are coherent memory",
+            ),
+            ("ECMDQ", self.ecmdq, "MSI", self.msi, "a CMD_SYNC of each queue signals by an MSI of its own"),
+            ("Hyp", self.hyp, "S1P", self.s1p, "EL2 contexts are stage 1"),
+            ("ASID16", self.asid16, "S1P", self.s1p, "ASIDs belong to stage 1"),
+            ("SSIDSIZE above 0", self.ssid_bits > 0, "S1P", self.s1p, "SubstreamIDs select stage 1 contexts"),
+            ("VMID16", self.vmid16, "S2P", self.s2p, "VMIDs belong to stage 2"),
+            ("PRI", self.pri, "ATS", self.ats, "page requests are part of ATS"),
+            ("DPT", self.dpt, "ATS", self.ats, "it checks what ATS translated"),
+            ("DS", self.ds, "RIL", self.ril, "its SCALE field is that of range invalidation"),
+            ("D128", self.d128, "RIL", self.ril, "TTL128 is a field of range invalidation"),
+        ] {
+            if has && !there {
+                return Err(FeaturesError::Needs { feature, needs, why });
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of AIDR: the oldest version of the architecture that has all of these features.
+    pub(crate) fn aidr(&self) -> u32 {
+        match self {
+            Self { d128: true, .. } => 0x04,
+            Self { ecmdq: true, .. } | Self { dpt: true, .. } | Self { ds: true, .. } => 0x03,
+            Self { ril: true, .. } | Self { mpam: true, .. } => 0x02,
+            _ => 0x01,
+        }
+    }
+
+    /// The value of IDR6.
+    pub(crate) fn idr6(&self) -> u32 {
+        if !self.ecmdq {
+            return 0;
+        }
+        u32::from(self.page_queues_log2) << 16 | u32::from(self.control_pages_log2) << 24
+    }
+
+    /// The number of ECMDQs.
+    pub(crate) fn ecmdqs(&self) -> usize {
+        if self.ecmdq { 1 << (self.control_pages_log2 + self.page_queues_log2) } else { 0 }
+    }
+
+    /// The number of control pages.
+    pub(crate) fn control_pages(&self) -> usize {
+        if self.ecmdq { 1 << self.control_pages_log2 } else { 0 }
+    }
+
     /// The largest command queue.
-    pub fn queue_cap(&self) -> QueueSize {
+    pub(crate) fn queue_cap(&self) -> QueueSize {
         QueueSize::capped(u32::from(self.cmdqs), QueueSize::MAX)
     }
 
-    /// The bits of an output address.
-    pub fn address_mask(&self) -> u64 {
+    /// The bits that an address can have.
+    pub(crate) fn address_mask(&self) -> u64 {
         const BITS: [u32; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
         (1 << BITS[usize::from(self.oas & 7)]) - 1
     }

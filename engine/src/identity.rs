@@ -143,12 +143,21 @@ impl StreamMap {
     /// The streams that the guest owns among those of a configuration command, in no order. It takes as long as the map
     /// is large, however many streams the command names.
     pub fn owned(&self, config: StreamConfig) -> impl Iterator<Item = (StreamId, HostStreamId)> + '_ {
-        self.slots.iter().filter_map(move |slot| {
-            // Acquire: as in `find`.
-            let word = slot.load(Acquire);
-            let (guest, host) = (StreamId((word >> 32) as u32), word as u32);
-            (host != NO_HOST && config.contains(guest)).then_some((guest, HostStreamId(host)))
-        })
+        let all = (0..self.slots()).filter_map(|slot| self.at(slot));
+        all.filter(move |(guest, _)| config.contains(*guest))
+    }
+
+    /// The number of places where a stream may be.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The stream at one of these places.
+    pub(crate) fn at(&self, slot: usize) -> Option<(StreamId, HostStreamId)> {
+        // Acquire: as in `find`.
+        let word = self.slots[slot].load(Acquire);
+        let (guest, host) = (StreamId((word >> 32) as u32), word as u32);
+        (host != NO_HOST).then_some((guest, HostStreamId(host)))
     }
 
     /// The slot of a stream and its word, or the free slot where it would go. At most half of the slots are in

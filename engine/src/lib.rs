@@ -22,8 +22,9 @@
 //! use std::sync::atomic::Ordering::{Acquire, Release};
 //!
 //! use ecmdq_engine::host::NativeRing;
-//! use ecmdq_engine::{Command, Config, Features, HostStreamId, StreamId, StreamMap, VirtualSmmu, Vmid, Worker};
-//! use ecmdq_engine::{memory, registers};
+//! use ecmdq_engine::memory::{self, GuestRam, Ram};
+//! use ecmdq_engine::{Command, Config, Features, FrontEnd, HostStreamId, NoInterrupts, StreamId, StreamMap};
+//! use ecmdq_engine::{VirtualSmmu, Vmid, Worker, registers};
 //! use vm_memory::{GuestAddress, GuestMemoryMmap};
 //!
 //! // The VMM's part: memory, register pages, identities, a host queue.
@@ -35,16 +36,17 @@
 //!     quirks: Vec::new(),
 //!     vmid: Vmid(7),
 //!     streams: Arc::new(StreamMap::from_pairs([(StreamId(0x42), HostStreamId(0x100))])?),
-//!     ram: Box::new(ram.clone()),
-//!     registers: pages.clone(),
-//!     on_request: Box::new(|_| ()),
+//!     ram: Box::new(Ram::new(ram.clone())),
+//!     front_end: FrontEnd::Shared(pages.clone()),
+//!     interrupts: Box::new(NoInterrupts),
+//!     on_request: Box::new(|_, token| token.complete()),
 //! })?;
 //! let (ring, mut smmu) = NativeRing::with_consumer(8)?;
 //! let mut worker = Worker::new(ring);
 //! worker.attach(guest);
 //!
 //! // The guest's part: a queue of 2^4 entries at the start of RAM, two commands, the doorbell.
-//! let slots = memory::GuestRam::region(&ram, GuestAddress(0x4000_0000), 256).unwrap();
+//! let slots = Ram::new(ram).region(GuestAddress(0x4000_0000), 256).unwrap();
 //! pages.store_u64(registers::CMDQ_BASE, 0x4000_0000 | 4, Release);
 //! pages.store_u32(registers::CR0, registers::CR0_CMDQEN, Release);
 //! slots.store_u64(0, 0x0005_0000_0000_0011, Release); // TLBI_NH_ASID ASID=5
@@ -70,15 +72,23 @@ pub mod rules;
 
 mod features;
 mod identity;
+mod interrupts;
 mod outbox;
 mod queue;
 mod stats;
+mod submission;
+mod token;
 mod vsmmu;
 mod worker;
 
 pub use command::{Command, Opcode};
 pub use features::{Features, FeaturesError, StallModel};
 pub use identity::{HostStreamId, StreamConfig, StreamId, StreamMap, StreamMapError, Vmid};
+pub use interrupts::{EventfdInterrupts, Interrupts, MsiSink, NoInterrupts};
 pub use stats::Stats;
-pub use vsmmu::{Config, ConfigError, StatsReader, VirtualSmmu};
+pub use token::Token;
+pub use vsmmu::{
+    Config, ConfigError, ControlPage, FrontEnd, Inspection, NotPaused, OnRequest, RestoreError, Snapshot,
+    StatsReader, VirtualSmmu,
+};
 pub use worker::Worker;

@@ -3,56 +3,128 @@
 //! What it guarantees: each [`SharedRegion`] it makes points at mapped memory and owns what keeps it mapped.
 #![expect(unsafe_code, reason = "a mapping's pointer can only be wrapped by promising that it stays mapped")]
 
+use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Release;
 
 use ecmdq_ring::SharedRegion;
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::bitmap::Bitmap;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend};
 
-/// A guest's memory as the engine needs it.
+/// A guest's memory as the engine needs it. [`Ram`] is the implementation over vm-memory.
 pub trait GuestRam: Send + Sync {
     /// The `len` bytes at `at` if they are guest memory and lie in one piece. Must not allocate.
     fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion>;
+
+    /// Stores a little-endian word with release ordering, and marks it dirty where that is logged; false, and nothing
+    /// stored, if it is not guest memory or `at` is no multiple of 4. Must not allocate.
+    fn store_u32(&self, at: GuestAddress, value: u32) -> bool;
+
+    /// The memory map may have changed: from now on, answers are from the new one.
+    fn refresh(&mut self);
 }
 
-impl<B: Bitmap + Send + Sync + 'static> GuestRam for Arc<GuestMemoryMmap<B>> {
-    fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
-        let slice = GuestMemoryBackend::get_slice(&**self, at, len).ok()?;
-        let base = NonNull::new(slice.ptr_guard_mut().as_ptr())?;
-        // SAFETY: the slice is inside one mapping of this memory, readable and writable, which the clone of the
-        // Arc keeps mapped. vm-memory hands out no references, and the engine accesses it through regions only.
-        Some(unsafe { SharedRegion::new(base, len, self.clone()) })
+/// Guest memory of a VMM that uses vm-memory: an `Arc<GuestMemoryMmap>`, a `GuestMemoryAtomic`, or the like.
+///
+/// It holds on to the map as it was at the last [`refresh`](GuestRam::refresh).
+#[derive(Clone)]
+pub struct Ram<S: GuestAddressSpace> {
+    space: S,
+    now: Arc<S::T>,
+}
+
+impl<S: GuestAddressSpace> Ram<S> {
+    /// The memory of this address space.
+    pub fn new(space: S) -> Self {
+        // A clone of the snapshot is one that may be kept for long.
+        let now = Arc::new(space.memory().clone());
+        Self { space, now }
     }
 }
 
-/// `len` bytes of new shared memory behind a file descriptor of its own, zeroed.
+impl<S> GuestRam for Ram<S>
+where
+    S: GuestAddressSpace<M: GuestMemoryBackend> + Send + Sync,
+    S::T: Send + Sync + 'static,
+{
+    fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
+        let slice = GuestMemoryBackend::get_slice(&**self.now, at, len).ok()?;
+        let base = NonNull::new(slice.ptr_guard_mut().as_ptr())?;
+        // SAFETY: the slice is inside one mapping of this memory, readable and writable, which the clone of the
+        // Arc keeps mapped. vm-memory hands out no references, and the engine accesses it through regions only.
+        Some(unsafe { SharedRegion::new(base, len, self.now.clone()) })
+    }
+
+    fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
+        // vm-memory stores with one access, which it refuses where it is not aligned, and marks it in its bitmap.
+        self.now.store(value.to_le(), at, Release).is_ok()
+    }
+
+    fn refresh(&mut self) {
+        self.now = Arc::new(self.space.memory().clone());
+    }
+}
+
+impl<S: GuestAddressSpace> fmt::Debug for Ram<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ram").finish_non_exhaustive()
+    }
+}
+
+/// `len` bytes of new shared memory behind a file descriptor of its own, zeroed, whose size cannot be changed.
 ///
 /// # Errors
 ///
-/// What `memfd_create`, `ftruncate` or `mmap` said.
+/// What `memfd_create`, `ftruncate`, `fcntl` or `mmap` said.
 pub fn memfd(name: &str, len: usize) -> io::Result<(File, SharedRegion)> {
-    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC)?);
+    let file = File::from(memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     file.set_len(len as u64)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     let region = map(&file, len)?;
     Ok((file, region))
 }
 
 /// Maps the first `len` bytes of a file, shared.
 ///
-/// The file must not be made shorter while the region lives: an access past its end ends the process.
-///
 /// # Errors
 ///
-/// What `mmap` said.
+/// As [`check_cannot_shrink`]; `InvalidInput` if the file is shorter; what `mmap` said.
 pub fn map(file: &File, len: usize) -> io::Result<SharedRegion> {
+    check_cannot_shrink(file)?;
+    if file.metadata()?.len() < len as u64 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the file is shorter than what is to be mapped",
+        ));
+    }
     let mapping: MmapRaw = MmapOptions::new().len(len).map_raw(file)?;
     let base = NonNull::new(mapping.as_mut_ptr()).ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: the mapping is `len` bytes long, readable and writable; the Arc unmaps it when the region's last
     // clone is gone. It is raw: no reference to its memory exists.
     Ok(unsafe { SharedRegion::new(base, len, Arc::new(mapping)) })
+}
+
+/// Checks that nobody but this user can make a file shorter: an access past the end of a mapped file ends the process.
+///
+/// A file is fine if it is sealed against shrinking (`F_SEAL_SHRINK`), or if it belongs to this process's user, and
+/// neither group nor others may write to it.
+///
+/// # Errors
+///
+/// `PermissionDenied` if somebody else can shrink it; what the system said.
+pub fn check_cannot_shrink(file: &File) -> io::Result<()> {
+    if fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+        return Ok(());
+    }
+    let metadata = file.metadata()?;
+    if metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    let reason = "another user can shrink the file: seal it (F_SEAL_SHRINK), or make it yours and writable by you alone";
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
 }

@@ -6,28 +6,41 @@
 //! 2. What stands before it goes to the outbox and is consumed: CONS then points *at* the CMD_SYNC.
 //! 3. The worker hands the outbox to the host queue and asks for a ticket; the queue waits for it.
 //! 4. Ticket reached: CONS passes the CMD_SYNC, and only then the MSI is written.
+//!
+//! A command for the VMM is waited for in the same way: CONS stays at it until the VMM has acted.
 
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::Release;
 
 use ecmdq_ring::{Consumer, Index, QueueSize, SharedQueue, SharedRegion};
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
-use crate::command::Command;
+use crate::command::{Command, Opcode};
 use crate::features::Features;
-use crate::host::Ticket;
 use crate::identity::StreamMap;
 use crate::memory::GuestRam;
 use crate::outbox::{BATCH, Outbox};
-use crate::registers::{BASE_ADDR, BASE_LOG2SIZE, CMDQ_CONS, CMDQ_PROD, CONS_ERR_SHIFT};
+use crate::registers::{BASE_ADDR, BASE_LOG2SIZE};
 use crate::rules::{Applied, End, Rules, Signal};
 
-/// A code of CMDQ_CONS.ERR (facts sheet, section 3.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a queue stopped: a code of CMDQ_CONS.ERR and of ECMDQ_CONS.ERR_REASON (facts sheet, section 3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CommandError {
     /// CERROR_ILL: the command at CONS is not allowed.
     Ill = 1,
     /// CERROR_ABT: the entry at CONS could not be read.
     Abt = 2,
+    /// CERROR_ATC_INV_SYNC: the CMD_SYNC at CONS could not complete an earlier ATC_INV.
+    AtcInvSync = 3,
+}
+
+/// Where the registers of a queue are.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub registers: SharedRegion,
+    pub base: usize,
+    pub prod: usize,
+    pub cons: usize,
 }
 
 /// An enabled command queue.
@@ -36,16 +49,20 @@ pub(crate) struct CommandQueue {
     base: GuestAddress,
     size: QueueSize,
     ring: Ring,
-    waiting: Option<Waiting>,
+    /// What the command at CONS waits for.
+    pub waiting: Option<Waiting>,
     inconsistent: bool,
+    /// An ATC_INV went to the host since the last CMD_SYNC.
+    pub atc: bool,
 }
 
-/// A CMD_SYNC at CONS that has not completed.
+/// Why the command at CONS has been taken and not consumed.
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
-    signal: Signal,
-    /// `None` until everything before it is with the host.
-    ticket: Option<Ticket>,
+pub(crate) enum Waiting {
+    /// A CMD_SYNC, for the host to complete a round.
+    Sync { signal: Signal, round: u64 },
+    /// A command for the VMM, for the VMM.
+    Vmm,
 }
 
 #[derive(Debug)]
@@ -60,9 +77,9 @@ enum Ring {
 /// What a visit found.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Visit {
-    /// No new command, or none may be taken.
+    /// No new command.
     Idle,
-    /// Commands were taken.
+    /// Commands were taken. The one that ended the batch, if it is to be waited for, is not consumed.
     Taken(Applied),
     /// There are commands where there is no memory.
     Abort,
@@ -73,55 +90,72 @@ pub(crate) enum Visit {
 impl CommandQueue {
     /// The queue that the BASE and CONS registers describe. ADDR is aligned down to the size of the ring, and
     /// LOG2SIZE is capped (facts sheet, section 2.5).
-    pub(crate) fn new(base: u64, cons: u32, features: &Features) -> Self {
+    pub fn new(base: u64, cons: u32, features: &Features) -> Self {
         let size = QueueSize::capped((base & BASE_LOG2SIZE) as u32, features.queue_cap());
         let alignment = size.bytes().max(32) as u64;
         let base = GuestAddress(base & BASE_ADDR & features.address_mask() & !(alignment - 1));
         let ring = Ring::Unbacked { cons: size.index(cons) };
-        Self { base, size, ring, waiting: None, inconsistent: false }
+        Self { base, size, ring, waiting: None, inconsistent: false, atc: false }
     }
 
-    /// Looks for the ring's memory if there was none.
-    pub(crate) fn back(&mut self, registers: &SharedRegion, ram: &dyn GuestRam) {
-        if let Ring::Unbacked { cons } = self.ring
-            && let Some(ring) = ram.region(self.base, self.size.bytes())
-            && let Some(words) = SharedQueue::new(ring, 0, self.size, registers.clone(), CMDQ_PROD, CMDQ_CONS)
-        {
-            self.ring = Ring::Backed(Consumer::new(words, self.size, cons));
+    /// Looks for the ring's memory in the memory map as it is now.
+    pub fn back(&mut self, place: &Place, ram: &dyn GuestRam) {
+        let cons = self.cons();
+        let words = ram.region(self.base, self.size.bytes()).and_then(|ring| {
+            SharedQueue::new(ring, 0, self.size, place.registers.clone(), place.prod, place.cons)
+        });
+        self.ring = match words {
+            Some(words) => Ring::Backed(Consumer::new(words, self.size, cons)),
+            None => Ring::Unbacked { cons },
+        };
+    }
+
+    /// The BASE register that describes this queue, with what really counts of it.
+    pub fn base(&self) -> u64 {
+        self.base.0 | u64::from(self.size.log2())
+    }
+
+    /// The next command to be consumed.
+    pub fn cons(&self) -> Index {
+        match &self.ring {
+            Ring::Backed(consumer) => consumer.cons(),
+            Ring::Unbacked { cons } => *cons,
         }
     }
 
-    /// Takes a batch into the outbox, if no CMD_SYNC is waiting.
-    pub(crate) fn visit(
-        &mut self,
-        out: &mut Outbox,
-        rules: &Rules,
-        streams: &StreamMap,
-        registers: &SharedRegion,
-    ) -> Visit {
-        if self.waiting.is_some() || !out.has_room() {
-            return Visit::Idle;
-        }
+    /// Whether its memory has been found.
+    pub fn is_backed(&self) -> bool {
+        matches!(self.ring, Ring::Backed(_))
+    }
+
+    /// The number of commands between CONS and a PROD word, or `None` if the two contradict each other.
+    pub fn used(&self, prod: u32) -> Option<u32> {
+        self.size.used(self.size.index(prod), self.cons()).ok()
+    }
+
+    /// Takes a batch, up to the PROD word, into the outbox, which must have room. Nothing must be waited for.
+    pub fn visit(&mut self, prod: u32, out: &mut Outbox, rules: &Rules, streams: &StreamMap) -> Visit {
         let (buffer, room) = out.buffers();
         let entries: &mut [_; BATCH] = bytemuck::cast_mut(buffer);
         let fetched = match &self.ring {
-            Ring::Backed(consumer) => consumer.fetch(entries, |entry| rules.ends_batch(Command(*entry))),
-            Ring::Unbacked { cons } => {
-                let prod = self.size.index(registers.load_u32(CMDQ_PROD, Relaxed));
-                match self.size.used(prod, *cons) {
-                    Ok(0) => Ok(0),
-                    Ok(_) => return Visit::Abort,
-                    Err(e) => Err(e),
-                }
+            Ring::Backed(consumer) => {
+                consumer.fetch(prod, entries, |entry| rules.ends_batch(Command(*entry)))
             }
+            Ring::Unbacked { cons } => match self.size.used(self.size.index(prod), *cons) {
+                Ok(0) => Ok(0),
+                Ok(_) => return Visit::Abort,
+                Err(e) => Err(e),
+            },
         };
         let was_inconsistent = std::mem::replace(&mut self.inconsistent, fetched.is_err());
         match fetched {
             Ok(0) => Visit::Idle,
             Ok(n) => {
                 let applied = rules.apply(streams, &buffer[..n], room);
+                self.atc |= rules.forwards_atc() && has_atc_inv(room.get(..applied.host).unwrap_or_default());
                 out.keep(applied.host);
-                self.consume(applied);
+                let waited_for = matches!(applied.end, End::Sync(_) | End::Request(_));
+                self.consume(applied.taken - usize::from(waited_for));
                 Visit::Taken(applied)
             }
             Err(_) if was_inconsistent => Visit::Idle,
@@ -129,62 +163,23 @@ impl CommandQueue {
         }
     }
 
-    /// Passes what was taken, except a CMD_SYNC, which is passed when it completes.
-    fn consume(&mut self, applied: Applied) {
-        let Ring::Backed(consumer) = &mut self.ring else { return };
-        match applied.end {
-            End::Sync(signal) => {
-                self.waiting = Some(Waiting { signal, ticket: None });
-                consumer.consume(applied.taken - 1);
-            }
-            End::Batch | End::Request(_) | End::Illegal(_) => consumer.consume(applied.taken),
+    /// Passes commands and publishes CONS.
+    pub fn consume(&mut self, n: usize) {
+        if let Ring::Backed(consumer) = &mut self.ring {
+            consumer.consume(n);
         }
     }
 
-    /// Publishes CONS, at the entry that failed, with a code in CONS.ERR; 0 when the error was acknowledged.
-    pub(crate) fn set_error(&mut self, code: u32, registers: &SharedRegion) {
-        let flags = code << CONS_ERR_SHIFT;
+    /// Publishes CONS with what its register says above the index.
+    pub fn publish(&mut self, flags: u32, place: &Place) {
         match &mut self.ring {
             Ring::Backed(consumer) => consumer.publish_flags(flags),
-            // Release: the guest, which sees GERROR change, sees this first.
-            Ring::Unbacked { cons } => registers.store_u32(CMDQ_CONS, cons.raw() | flags, Release),
+            // Release: the guest, which sees an error or an acknowledgement, sees this first.
+            Ring::Unbacked { cons } => place.registers.store_u32(place.cons, cons.raw() | flags, Release),
         }
     }
+}
 
-    /// Whether a CMD_SYNC needs a ticket, or waits for one.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
-    }
-
-    /// Everything before the waiting CMD_SYNC is with the host, synchronised at `ticket`.
-    pub(crate) fn wait_for(&mut self, ticket: Ticket) {
-        if let Some(waiting) = &mut self.waiting {
-            waiting.ticket.get_or_insert(ticket);
-        }
-    }
-
-    /// Passes the waiting CMD_SYNC if its ticket has been reached, and returns how it signals.
-    pub(crate) fn complete(&mut self, completed: Ticket) -> Option<Signal> {
-        let waiting = self.waiting?;
-        if waiting.ticket? > completed {
-            return None;
-        }
-        self.waiting = None;
-        if let Ring::Backed(consumer) = &mut self.ring {
-            consumer.consume(1);
-        }
-        Some(waiting.signal)
-    }
-
-    /// Writes to the ring's own memory, which is where Linux aims its MSIs; false if the address is elsewhere.
-    pub(crate) fn write_msi(&self, address: GuestAddress, data: u32) -> bool {
-        let Ring::Backed(consumer) = &self.ring else { return false };
-        let Some(offset) = address.0.checked_sub(self.base.0) else { return false };
-        let inside = offset < self.size.bytes() as u64;
-        if inside {
-            // Release: CONS was stored before, and must be seen to have passed the CMD_SYNC by whoever sees this.
-            consumer.words().ring().store_u32(offset as usize, data.to_le(), Release);
-        }
-        inside
-    }
+fn has_atc_inv(commands: &[Command]) -> bool {
+    commands.iter().any(|command| command.opcode() == Opcode::ATC_INV)
 }

@@ -37,8 +37,10 @@ counters! {
     msis,
     /// Canonical commands handed to the host queue, without its own CMD_SYNCs.
     forwarded,
-    /// Commands handed to the VMM as requests.
+    /// Requests to the VMM, by commands and by registers.
     requests,
+    /// Requests that the VMM rejected or forgot.
+    requests_failed,
     /// Commands without effect: the guest owns no such stream or substream, or the host has no ATS.
     dropped,
     /// Ranges too long for a host without ranges, which became an invalidation of all the guest's entries.
@@ -47,6 +49,8 @@ counters! {
     rejected,
     /// Queue reads that found no memory: CERROR_ABT.
     aborts,
+    /// CMD_SYNCs that failed because an endpoint did not answer an ATC_INV.
+    atc_timeouts,
     /// MSIs whose address is not guest memory.
     msi_aborts,
     /// Looks at a doorbell that showed PROD further from CONS than the queue is long.

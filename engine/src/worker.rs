@@ -1,7 +1,7 @@
 //! The polling loop: many virtual SMMUs, one host queue.
 //!
-//! One sweep: complete what the host has finished; look at every guest and take a batch from each; hand all of it
-//! to the host; ask for one synchronisation for all CMD_SYNCs that were met.
+//! One sweep: see what the host has completed; visit every guest, which completes what it waits for and hands over a batch
+//! of each of its queues; hand all of it to the host; ask for one synchronisation for all CMD_SYNCs that were met.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,28 +9,27 @@ use std::sync::atomic::Ordering::Relaxed;
 use crossbeam::utils::Backoff;
 
 use crate::host::HostQueue;
-use crate::outbox::Outbox;
+use crate::submission::Submission;
 use crate::vsmmu::VirtualSmmu;
 
 /// Serves virtual SMMUs from one thread, or from a caller that polls.
 #[derive(Debug)]
 pub struct Worker<H> {
-    host: H,
+    submission: Submission<H>,
     guests: Vec<VirtualSmmu>,
-    /// The guest to be looked at next: where a full outbox ended the last sweep.
+    /// The guest to be visited first: each in turn, so that none has the outbox to itself.
     next: usize,
-    out: Outbox,
-    /// A CMD_SYNC was met whose ticket could not be asked for yet, because the host queue was full.
-    ticket_due: bool,
+    /// A guest was left out in the last sweep, because its VMM was busy with it.
+    missed: bool,
 }
 
 impl<H: HostQueue> Worker<H> {
     /// A worker in front of a host queue, with no guests yet.
     pub fn new(host: H) -> Self {
-        Self { host, guests: Vec::new(), next: 0, out: Outbox::new(), ticket_due: false }
+        Self { submission: Submission::new(host), guests: Vec::new(), next: 0, missed: false }
     }
 
-    /// Adds a guest.
+    /// Adds a guest. A virtual SMMU must be served by one worker only.
     pub fn attach(&mut self, guest: VirtualSmmu) {
         self.guests.push(guest);
     }
@@ -42,42 +41,23 @@ impl<H: HostQueue> Worker<H> {
 
     /// One sweep; never waits. Says whether there was anything to do.
     pub fn poll(&mut self) -> bool {
-        let mut busy = self.complete();
-        for guest in &mut self.guests {
-            busy |= guest.poll_registers();
+        // A failure stays until every guest has been told.
+        if !self.missed {
+            self.submission.look();
         }
-        self.hand_over();
-        // While a ticket is due, what it must cover gets out before more is taken: else a flood could put it off.
-        if !self.ticket_due {
-            busy |= self.take();
-            self.hand_over();
-        }
-        busy
-    }
-
-    /// A batch from every guest, as long as there is room.
-    fn take(&mut self) -> bool {
+        self.submission.begin();
+        self.missed = false;
         let mut busy = false;
-        for _ in 0..self.guests.len() {
-            if !self.out.has_room() && !self.out.flush(&mut self.host) {
-                break;
+        for number in 0..self.guests.len() {
+            let guest = &self.guests[(self.next + number) % self.guests.len()];
+            match guest.serve(&mut self.submission) {
+                Some(served) => busy |= served,
+                None => self.missed = true,
             }
-            let guest = &mut self.guests[self.next];
-            let was_waiting = guest.is_waiting();
-            busy |= guest.take(&mut self.out);
-            self.ticket_due |= guest.is_waiting() && !was_waiting;
-            self.next = (self.next + 1) % self.guests.len();
         }
+        self.next = if self.next + 1 < self.guests.len() { self.next + 1 } else { 0 };
+        self.submission.hand_over();
         busy
-    }
-
-    /// Hands the outbox over; when all of it is with the host, asks for the ticket that is due.
-    fn hand_over(&mut self) {
-        if self.out.flush(&mut self.host) && self.ticket_due {
-            let ticket = self.host.sync();
-            self.guests.iter_mut().for_each(|guest| guest.wait_for(ticket));
-            self.ticket_due = false;
-        }
     }
 
     /// Sweeps until `stop` is set: spins while there is something to do, and gives the processor away when there
@@ -92,13 +72,5 @@ impl<H: HostQueue> Worker<H> {
                 backoff.snooze();
             }
         }
-    }
-
-    fn complete(&mut self) -> bool {
-        if !self.guests.iter().any(VirtualSmmu::is_waiting) {
-            return false;
-        }
-        let completed = self.host.completed();
-        self.guests.iter_mut().fold(false, |any, guest| guest.complete(completed) | any)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use common::reg::*;
 use common::*;
 use ecmdq_engine::Command;
-use ecmdq_engine::memory::GuestRam;
+use ecmdq_engine::memory::{GuestRam, Ram};
 use ecmdq_ring::SharedRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -64,7 +64,7 @@ fn a_queue_that_straddles_the_end_of_guest_memory_aborts() {
 
 /// Memory that is not there at first.
 struct Late {
-    ram: Arc<GuestMemoryMmap>,
+    ram: Ram<Arc<GuestMemoryMmap>>,
     here: Arc<AtomicBool>,
 }
 
@@ -72,11 +72,18 @@ impl GuestRam for Late {
     fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
         self.here.load(Relaxed).then(|| self.ram.region(at, len))?
     }
+
+    fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
+        self.here.load(Relaxed) && self.ram.store_u32(at, value)
+    }
+
+    fn refresh(&mut self) {}
 }
 
 #[test]
 fn memory_that_appears_is_found_when_the_abort_is_acknowledged() {
-    let ram = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), 0x1000)]).unwrap());
+    let ram = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), 0x1000)]).unwrap();
+    let ram = Ram::new(Arc::new(ram));
     let here = Arc::new(AtomicBool::new(false));
     let late: Box<dyn GuestRam> = Box::new(Late { ram: ram.clone(), here: here.clone() });
     let mut machine = Machine::new(Setup { ram: Some(late), ..Setup::default() });

@@ -7,7 +7,10 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use common::reg::*;
 use common::*;
-use ecmdq_engine::{Command, Config, ConfigError, Features, StreamMap, VirtualSmmu, Vmid, memory};
+use ecmdq_engine::memory::{self, Ram};
+use ecmdq_engine::{
+    Command, Config, ConfigError, Features, FrontEnd, NoInterrupts, StreamMap, VirtualSmmu, Vmid,
+};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 fn id_registers(change: impl FnOnce(&mut Features)) -> [u32; 5] {
@@ -31,9 +34,10 @@ fn config(features: Features, page_bytes: usize) -> Config {
         quirks: Vec::new(),
         vmid: Vmid(1),
         streams: Arc::new(StreamMap::new(1)),
-        ram: Box::new(Arc::new(ram)),
-        registers: memory::memfd("test-registers", page_bytes).unwrap().1,
-        on_request: Box::new(|_| ()),
+        ram: Box::new(Ram::new(Arc::new(ram))),
+        front_end: FrontEnd::Shared(memory::memfd("test-registers", page_bytes).unwrap().1),
+        interrupts: Box::new(NoInterrupts),
+        on_request: Box::new(|_, token| token.complete()),
     }
 }
 
@@ -52,7 +56,7 @@ fn each_feature_shows_in_its_own_bits_only() {
         (|f| f.sev = true, [0x0948_701a, idr1, idr3, idr5, aidr]),
         (|f| f.ats = true, [0x0948_341a, idr1, idr3, idr5, aidr]),
         (|f| f.asid16 = false, [0x0948_201a, idr1, idr3, idr5, aidr]),
-        (|f| f.ril = false, [idr0, idr1, 0x0000_0004, idr5, aidr]),
+        (|f| f.ril = false, [idr0, idr1, 0x0000_0004, idr5, 0x0000_0001]),
         (|f| f.cmdqs = 8, [idr0, 0x0107_0010, idr3, idr5, aidr]),
         (|f| f.eventqs = 19, [idr0, 0x01f3_0010, idr3, idr5, aidr]),
         (|f| f.sid_bits = 32, [idr0, 0x01e7_0020, idr3, idr5, aidr]),
@@ -78,17 +82,33 @@ fn everything_but_the_id_registers_is_zero_after_reset() {
 #[test]
 fn features_that_no_smmu_has_are_refused() {
     type Change = fn(&mut Features);
-    let cases: [(Change, &str); 6] = [
-        (|f| f.cmdqs = 6, "CMDQS 6 is not within 7 to 19"),
-        (|f| f.cmdqs = 20, "CMDQS 20 is not within 7 to 19"),
-        (|f| f.eventqs = 20, "EVENTQS 20 is above 19"),
-        (|f| f.sid_bits = 33, "SIDSIZE 33 is above 32"),
-        (|f| f.ssid_bits = 21, "SSIDSIZE 21 is above 20"),
-        (|f| f.oas = 8, "OAS 8 is above 7"),
+    let cases: [(Change, &str); 19] = [
+        (|f| f.cmdqs = 6, "CMDQS is 6, must be within 7 to 19: Linux refuses queues of up to 64 entries, "),
+        (|f| f.cmdqs = 20, "CMDQS is 20, must be within 7 to 19: "),
+        (|f| f.eventqs = 20, "EVENTQS is 20, must be within 0 to 19: "),
+        (|f| f.sid_bits = 33, "SIDSIZE is 33, must be within 0 to 32: "),
+        (|f| f.ssid_bits = 21, "SSIDSIZE is 21, must be within 0 to 20: "),
+        (|f| f.oas = 8, "OAS is 8, must be within 0 to 7: "),
+        (|f| *f = f.with_ecmdqs(9, 0), "LOG2NUMP is 9, must be within 0 to 8: "),
+        (|f| *f = f.with_ecmdqs(0, 9), "LOG2NUMQ is 9, must be within 0 to 8: "),
+        (|f| *f = Features::none(), "an SMMU without stage 1 or stage 2: "),
+        (|f| (f.ecmdq, f.coherent) = (true, false), "ECMDQ without COHACC: "),
+        (|f| (f.ecmdq, f.msi) = (true, false), "ECMDQ without MSI: "),
+        (|f| (f.s1p, f.s2p) = (false, true), "ASID16 without S1P: "),
+        (|f| (f.s1p, f.s2p, f.asid16, f.hyp) = (false, true, false, true), "Hyp without S1P: "),
+        (
+            |f| (f.s1p, f.s2p, f.asid16, f.ssid_bits) = (false, true, false, 1),
+            "SSIDSIZE above 0 without S1P: ",
+        ),
+        (|f| f.vmid16 = true, "VMID16 without S2P: "),
+        (|f| f.pri = true, "PRI without ATS: "),
+        (|f| f.dpt = true, "DPT without ATS: "),
+        (|f| (f.ds, f.ril) = (true, false), "DS without RIL: "),
+        (|f| (f.d128, f.ril) = (true, false), "D128 without RIL: "),
     ];
     for (change, expected) in cases {
         let error = VirtualSmmu::new(config(features(change), PAGES)).unwrap_err();
-        assert_eq!(error.to_string(), expected);
+        assert!(error.to_string().starts_with(expected), "{error}");
     }
 }
 
@@ -96,7 +116,7 @@ fn features_that_no_smmu_has_are_refused() {
 fn register_pages_that_are_too_small_are_refused() {
     assert!(VirtualSmmu::new(config(Features::default(), PAGES)).is_ok());
     let error = VirtualSmmu::new(config(Features::default(), 0x1_0000)).unwrap_err();
-    assert_eq!(error, ConfigError::Registers(0x1_0000));
+    assert_eq!(error, ConfigError::Registers { len: 0x1_0000, needed: 0x2_0000 });
     assert_eq!(error.to_string(), "register pages of 0x10000 bytes, 0x20000 are needed");
 }
 

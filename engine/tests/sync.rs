@@ -142,6 +142,12 @@ impl GuestRam for Registers {
     fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
         self.0.part((at.0 as usize).checked_sub(RAM as usize)?, len)
     }
+
+    fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
+        self.region(at, 4).map(|word| word.store_u32(0, value.to_le(), Release)).is_some()
+    }
+
+    fn refresh(&mut self) {}
 }
 
 /// CMDQ_CONS after a CMD_SYNC in a queue at `ring` of the register pages whose MSI overwrites CMDQ_CONS.

@@ -36,21 +36,28 @@ impl<W: QueueWords> Consumer<W> {
         &self.words
     }
 
-    /// Copies entries from CONS on into `out`, in order, and says how many: up to PROD, up to the end of `out`,
-    /// or up to and including the first for which `last` is true. Nothing is consumed.
+    /// The PROD word as it is now: the index, and what a register says above it.
+    pub fn prod(&self) -> u32 {
+        // Acquire: pairs with the producer's release store of PROD (or the guest's barrier before it), so that
+        // the entries below PROD are the published ones.
+        self.words.load_prod(Acquire)
+    }
+
+    /// Copies entries from CONS on into `out`, in order, and says how many: up to the index in the word `prod`, up to the
+    /// end of `out`, or up to and including the first for which `last` is true. Nothing is consumed.
+    ///
+    /// `prod` is a word that [`Self::prod`] returned: what it says about the queue and where it ends is from one load.
     ///
     /// # Errors
     ///
     /// [`Inconsistent`] if PROD and CONS contradict each other; nothing is copied.
     pub fn fetch(
         &self,
+        prod: u32,
         out: &mut [Entry],
         mut last: impl FnMut(&Entry) -> bool,
     ) -> Result<usize, Inconsistent> {
-        // Acquire: pairs with the producer's release store of PROD (or the guest's barrier before it), so that
-        // the entries below PROD are the published ones.
-        let prod = self.size.index(self.words.load_prod(Acquire));
-        let used = self.size.used(prod, self.cons)?;
+        let used = self.size.used(self.size.index(prod), self.cons)?;
         let mut n = 0;
         for to in out.iter_mut().take(used as usize) {
             *to = self.words.load_entry(self.size.slot(self.size.advance(self.cons, n)));

@@ -7,6 +7,7 @@
 //! * [`QueueSize`] and [`Index`] are the arithmetic.
 //! * [`Consumer`] copies entries out and publishes CONS; [`Producer`] writes entries and publishes PROD once a
 //!   batch. Each has one user at a time: their methods take `&mut self`.
+//! * [`handshake`] and [`Toggle`] are what the two sides say to each other besides: enabling, errors.
 //! * [`QueueWords`] is where the words live. [`SharedQueue`] is the implementation that ships: words in memory
 //!   that somebody else, perhaps hostile, writes at the same time. A model checker supplies another one, so that
 //!   it runs this very code.
@@ -38,7 +39,7 @@
 //! producer.publish();
 //!
 //! let mut out = [[0; 2]; 8];
-//! assert_eq!(consumer.fetch(&mut out, |_| false), Ok(2));
+//! assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(2));
 //! assert_eq!(out[..2], [[1, 2], [3, 4]]);
 //! consumer.consume(2);
 //! assert_eq!(producer.unconsumed(), 0);
@@ -48,13 +49,16 @@
 extern crate alloc;
 
 mod consumer;
+pub mod handshake;
 mod index;
 mod producer;
 mod shared;
+mod toggle;
 mod words;
 
 pub use consumer::Consumer;
 pub use index::{Inconsistent, Index, QueueSize};
 pub use producer::Producer;
 pub use shared::{SharedQueue, SharedRegion};
+pub use toggle::Toggle;
 pub use words::{Entry, QueueWords};

@@ -25,9 +25,9 @@ fn nothing_is_seen_before_it_is_published() {
     let (mut producer, consumer) = pair(2, 0);
     assert_eq!(producer.write(&[[1, 1]]), 1);
     let mut out = [[0; 2]; 4];
-    assert_eq!(consumer.fetch(&mut out, |_| false), Ok(0));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(0));
     producer.publish();
-    assert_eq!(consumer.fetch(&mut out, |_| false), Ok(1));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(1));
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn all_slots_are_usable_and_a_full_queue_takes_nothing() {
     producer.publish();
     assert_eq!(producer.write(&[[8, 8]]), 0);
     let mut out = [[0; 2]; 9];
-    assert_eq!(consumer.fetch(&mut out, |_| false), Ok(4));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(4));
     consumer.consume(1);
     assert_eq!(producer.write(&[[8, 8]; 2]), 1);
 }
@@ -48,7 +48,7 @@ fn a_fetch_ends_with_the_last_entry_asked_for() {
     producer.write(&[[1, 0], [2, 0], [0x46, 0], [3, 0]]);
     producer.publish();
     let mut out = [[0; 2]; 8];
-    assert_eq!(consumer.fetch(&mut out, |entry| entry[0] == 0x46), Ok(3));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |entry| entry[0] == 0x46), Ok(3));
     assert_eq!(out[2], [0x46, 0]);
     assert_eq!(out[3], [0, 0], "the entry behind it was not copied");
 }
@@ -58,9 +58,9 @@ fn a_prod_beyond_the_queue_yields_nothing_until_it_is_mended() {
     let (mut producer, consumer) = pair(2, 0);
     producer.write(&[[1, 1]]);
     consumer.words().store_prod(5, Relaxed);
-    assert!(consumer.fetch(&mut [[0; 2]; 8], |_| false).is_err());
+    assert!(consumer.fetch(consumer.prod(), &mut [[0; 2]; 8], |_| false).is_err());
     producer.publish();
-    assert_eq!(consumer.fetch(&mut [[0; 2]; 8], |_| false), Ok(1));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut [[0; 2]; 8], |_| false), Ok(1));
 }
 
 #[test]
@@ -154,7 +154,7 @@ proptest! {
                 }
                 Step::Take(n) => {
                     let mut out = vec![[0; 2]; n];
-                    let got = consumer.fetch(&mut out, |_| false).unwrap();
+                    let got = consumer.fetch(consumer.prod(), &mut out, |_| false).unwrap();
                     prop_assert_eq!(got, n.min(published.len()));
                     let expected: Vec<Entry> = published.drain(..got).collect();
                     prop_assert_eq!(&out[..got], &expected[..]);
@@ -170,7 +170,7 @@ proptest! {
         let (words, size) = queue(log2);
         words.store_prod(prod, Relaxed);
         let consumer = Consumer::new(words, size, size.index(cons));
-        if let Ok(n) = consumer.fetch(&mut vec![[0; 2]; 600], |_| false) {
+        if let Ok(n) = consumer.fetch(consumer.prod(), &mut vec![[0; 2]; 600], |_| false) {
             prop_assert!(n <= size.entries() as usize);
             prop_assert_eq!(size.advance(consumer.cons(), n as u32), size.index(prod));
         }

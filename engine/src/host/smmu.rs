@@ -24,7 +24,7 @@ impl HostSmmu {
     pub fn poll(&mut self, mut sink: impl FnMut(&[Command])) -> usize {
         let mut batch = [[0; 2]; BATCH];
         // Our own producer keeps PROD consistent; were it not, an SMMU may take nothing as well.
-        let n = self.consumer.fetch(&mut batch, |_| false).unwrap_or(0);
+        let n = self.consumer.fetch(self.consumer.prod(), &mut batch, |_| false).unwrap_or(0);
         if n > 0 {
             let commands: &[Command] = bytemuck::cast_slice(&batch[..n]);
             for command in commands {

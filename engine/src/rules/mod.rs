@@ -22,13 +22,13 @@ use std::fmt;
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
-use crate::command::Command;
+use crate::command::{Command, Opcode};
 use crate::features::Features;
-use crate::identity::Vmid;
-use compile::Rule;
+use crate::identity::{HostStreamId, Vmid};
+use compile::{Kind, Rule};
 
 pub use checks::MAX_EXPANSION;
-pub use request::{PageResponse, Request, ResumeAction};
+pub use request::{PageResponse, Request, ResumeAction, StreamTable};
 
 /// Why a command is CERROR_ILL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -182,5 +182,22 @@ impl Rules {
     /// Follows CR0.SMMUEN: while it is 0, ATC_INV and PRI_RESP are checked and have no effect (facts sheet, section 1.5).
     pub fn set_smmu_enabled(&mut self, enabled: bool) {
         self.smmu_enabled = enabled;
+    }
+
+    /// The canonical command that invalidates all that an opcode can, for one stream if it names one; `None` if the guest
+    /// or the host lacks it.
+    pub(crate) fn host_all(&self, opcode: Opcode, stream: HostStreamId) -> Option<Command> {
+        const ATC_ALL: u64 = 52;
+        let Rule { set, kind, .. } = self.table[usize::from(opcode.0)];
+        let high = if kind == Kind::AtcInv { ATC_ALL } else { 0 };
+        match kind {
+            Kind::Illegal | Kind::AtcIgnored => None,
+            _ => Some(Command([set[0] | u64::from(stream.0) << 32, set[1] | high])),
+        }
+    }
+
+    /// Whether ATC_INV goes to the host.
+    pub(crate) fn forwards_atc(&self) -> bool {
+        self.table[usize::from(Opcode::ATC_INV.0)].kind == Kind::AtcInv
     }
 }

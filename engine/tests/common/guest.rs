@@ -3,11 +3,11 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex};
 
-use ecmdq_engine::memory::{self, GuestRam};
+use ecmdq_engine::memory::{self, GuestRam, Ram};
 use ecmdq_engine::rules::Request;
 use ecmdq_engine::{
-    Command, Config, Features, HostStreamId, StatsReader, StreamConfig, StreamId, StreamMap, VirtualSmmu,
-    Vmid,
+    Command, Config, Features, FrontEnd, HostStreamId, NoInterrupts, StatsReader, StreamConfig, StreamId,
+    StreamMap, VirtualSmmu, Vmid,
 };
 use ecmdq_ring::SharedRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -113,16 +113,19 @@ impl Guest {
             quirks: Vec::new(),
             vmid: Vmid(vmid),
             streams: streams.clone(),
-            ram: ram.unwrap_or_else(|| Box::new(mapped.clone())),
-            registers: pages.clone(),
-            on_request: Box::new(move |request| {
-                let Request::Streams(config) = request else { panic!("{request:?}") };
-                seen.lock().unwrap().push(config);
-                on_config(&map);
+            ram: ram.unwrap_or_else(|| Box::new(Ram::new(mapped.clone()))),
+            front_end: FrontEnd::Shared(pages.clone()),
+            interrupts: Box::new(NoInterrupts),
+            on_request: Box::new(move |request, token| {
+                if let Request::Streams(config) = request {
+                    seen.lock().unwrap().push(config);
+                    on_config(&map);
+                }
+                token.complete();
             }),
         })
         .unwrap();
-        let ram = mapped.region(GuestAddress(RAM), RAM_SIZE as usize).unwrap();
+        let ram = Ram::new(mapped).region(GuestAddress(RAM), RAM_SIZE as usize).unwrap();
         let guest =
             Self { pages, ram, streams, stats: smmu.stats_reader(), configs, base: RING, log2: 0, prod: 0 };
         (guest, smmu)

@@ -1,0 +1,114 @@
+//! The way to the host queue, and the way back: one hand-over for all guests, one ticket for all their CMD_SYNCs.
+//!
+//! CMD_SYNCs are counted in *rounds*: all that are met between two tickets belong to one round, which has completed when its
+//! ticket has been reached.
+
+use std::collections::VecDeque;
+
+use crate::host::{Cause, HostQueue, Ticket};
+use crate::outbox::Outbox;
+
+/// Tickets that may be outstanding. With more, commands wait until one is reached.
+const OUTSTANDING: usize = 64;
+
+/// What has become of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Pending,
+    Completed,
+    /// Its synchronisation failed, and has to be asked for again.
+    Failed(Cause),
+}
+
+#[derive(Debug)]
+pub(crate) struct Submission<H> {
+    host: H,
+    out: Outbox,
+    /// The round of the CMD_SYNCs that are met now.
+    round: u64,
+    /// Whether there is one in this round, whose ticket is still to be asked for.
+    due: bool,
+    /// Whether that could not be done by the start of this sweep.
+    blocked: bool,
+    asked: VecDeque<(u64, Ticket)>,
+    completed: u64,
+    /// The round that failed, while the guests are told.
+    failed: Option<(u64, Cause)>,
+}
+
+impl<H: HostQueue> Submission<H> {
+    pub fn new(host: H) -> Self {
+        let asked = VecDeque::with_capacity(OUTSTANDING);
+        Self {
+            host,
+            out: Outbox::new(),
+            round: 1,
+            due: false,
+            blocked: false,
+            asked,
+            completed: 0,
+            failed: None,
+        }
+    }
+
+    /// Looks at what the host has completed, up to the next failure. Every guest must have been told of the last one.
+    pub fn look(&mut self) {
+        self.failed = None;
+        if self.asked.is_empty() {
+            return;
+        }
+        let completed = self.host.completed();
+        while let Some((round, ticket)) = self.asked.front().copied()
+            && self.failed.is_none()
+        {
+            match self.host.failure(ticket) {
+                Some(cause) => self.failed = Some((round, cause)),
+                None if ticket <= completed => {}
+                None => break,
+            }
+            self.completed = round;
+            self.asked.pop_front();
+        }
+    }
+
+    pub fn status(&self, round: u64) -> Status {
+        match self.failed {
+            Some((failed, cause)) if round == failed => Status::Failed(cause),
+            _ if round <= self.completed => Status::Completed,
+            _ => Status::Pending,
+        }
+    }
+
+    /// A CMD_SYNC was met: the round that it belongs to.
+    pub fn sync(&mut self) -> u64 {
+        self.due = true;
+        self.round
+    }
+
+    /// Hands the outbox over; when all of it is with the host, asks for the ticket that is due.
+    pub fn hand_over(&mut self) {
+        if self.out.flush(&mut self.host) && self.due && self.asked.len() < OUTSTANDING {
+            self.asked.push_back((self.round, self.host.sync()));
+            self.round += 1;
+            self.due = false;
+        }
+    }
+
+    /// A new sweep. While a ticket is due that cannot be asked for, what it must cover gets out before more is taken: else
+    /// a flood from one guest could put off another's CMD_SYNC for ever.
+    pub fn begin(&mut self) {
+        self.hand_over();
+        self.blocked = self.due;
+    }
+
+    /// The outbox, if more may be taken, and it has room for a batch or can be given some.
+    pub fn room(&mut self) -> Option<&mut Outbox> {
+        if self.blocked {
+            return None;
+        }
+        if !self.out.has_room() {
+            self.out.flush(&mut self.host);
+        }
+        self.out.has_room().then_some(&mut self.out)
+    }
+}

@@ -1,0 +1,119 @@
+//! The whole state in a form for people.
+
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::VirtualSmmu;
+use super::slot::Control;
+use super::state::State;
+use crate::queue::Waiting;
+use crate::registers::*;
+use crate::stats::Stats;
+
+/// The state of a virtual SMMU at one moment; `Display` and `Debug` print it, a register or a queue a line.
+#[derive(Clone)]
+pub struct Inspection {
+    paused: bool,
+    registers: Vec<(&'static str, u64)>,
+    queues: Vec<Queue>,
+    last_rejected: Option<String>,
+    stats: Stats,
+}
+
+#[derive(Clone)]
+struct Queue {
+    /// `None` is the CMDQ.
+    ecmdq: Option<usize>,
+    base: u64,
+    prod: u32,
+    cons: u32,
+    used: Option<u32>,
+    state: &'static str,
+}
+
+impl VirtualSmmu {
+    /// The state now: registers that are not zero, queues that are enabled or stopped, statistics.
+    pub fn inspect(&self) -> Inspection {
+        self.0.state.lock().inspect()
+    }
+}
+
+impl State {
+    pub(super) fn inspect(&self) -> Inspection {
+        let frame = &self.pages.frame;
+        let output = |name, offset| (name, u64::from(frame.load_u32(offset, Relaxed)));
+        let input = |register: &Writable| match register.bytes {
+            8 => (register.name, frame.load_u64(register.offset, Relaxed)),
+            _ => output(register.name, register.offset),
+        };
+        let idrs = ["IDR0", "IDR1", "IDR2", "IDR3", "IDR4", "IDR5"];
+        let outputs = [
+            ("IDR6", IDR6),
+            ("AIDR", AIDR),
+            ("CR0ACK", CR0ACK),
+            ("IRQ_CTRLACK", IRQ_CTRLACK),
+            ("GERROR", GERROR),
+        ];
+        let registers = idrs.into_iter().enumerate().map(|(n, name)| output(name, IDR0 + 4 * n));
+        let registers = registers.chain(outputs.map(|(name, offset)| output(name, offset)));
+        let registers = registers.chain(WRITABLE.iter().map(input));
+        Inspection {
+            paused: self.paused,
+            registers: registers.filter(|(_, value)| *value != 0).collect(),
+            queues: (0..self.slots.len()).filter_map(|number| self.inspect_queue(number)).collect(),
+            last_rejected: self.last_rejected.map(|rejected| rejected.to_string()),
+            stats: self.counters.read(),
+        }
+    }
+
+    fn inspect_queue(&self, number: usize) -> Option<Queue> {
+        let slot = &self.slots[number];
+        let stopped = slot.is_stopped(self.errors.active());
+        let queue = slot.queue.as_ref();
+        let state = match queue {
+            None if stopped => "disabled, stopped by an error",
+            None => return None,
+            Some(_) if stopped => "stopped by an error",
+            Some(queue) => match queue.waiting {
+                Some(Waiting::Sync { .. }) => "waits for the host",
+                Some(Waiting::Vmm) => "waits for the VMM",
+                None if !queue.is_backed() => "enabled, its memory is not there",
+                None => "enabled",
+            },
+        };
+        let prod = slot.prod();
+        Some(Queue {
+            ecmdq: matches!(slot.control, Control::Ecmdq(_)).then(|| number - 1),
+            base: queue.map_or(0, |queue| queue.base()),
+            prod,
+            cons: queue.map_or(0, |queue| queue.cons().raw()) | slot.flags(),
+            used: queue.and_then(|queue| queue.used(prod)),
+            state,
+        })
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "virtual SMMU, {}", if self.paused { "paused" } else { "running" })?;
+        for (name, value) in &self.registers {
+            writeln!(f, "  {name:<16} {value:#x}")?;
+        }
+        for queue in &self.queues {
+            let Queue { ecmdq, base, prod, cons, used, state } = queue;
+            let name = ecmdq.map_or("CMDQ".into(), |number| format!("ECMDQ {number}"));
+            let used = used.map_or("PROD and CONS contradict each other".into(), |n| format!("{n} commands"));
+            writeln!(f, "  {name:<16} {state}; {used}; BASE {base:#x} PROD {prod:#x} CONS {cons:#x}")?;
+        }
+        if let Some(rejected) = &self.last_rejected {
+            writeln!(f, "  last rejected    {rejected}")?;
+        }
+        write!(f, "  {:?}", self.stats)
+    }
+}
+
+impl fmt::Debug for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,77 @@
+//! Pausing, resetting, and a memory map that changes.
+
+use thiserror::Error;
+
+use super::VirtualSmmu;
+use super::state::State;
+use crate::command::Opcode;
+use crate::host::HostQueue;
+use crate::identity::HostStreamId;
+use crate::outbox::BATCH;
+use crate::submission::Submission;
+
+/// The virtual SMMU must be paused for this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the virtual SMMU is not paused")]
+pub struct NotPaused;
+
+impl VirtualSmmu {
+    /// Stops serving the guest: when it returns, no command is being taken and none completes until [`Self::resume`]. What
+    /// has been taken goes on to the host.
+    pub fn pause(&self) {
+        self.0.state.lock().paused = true;
+    }
+
+    /// Goes on serving the guest; every queue is looked at, whether its doorbell rings or not.
+    pub fn resume(&self) {
+        self.0.state.lock().paused = false;
+    }
+
+    /// Puts the virtual SMMU into the state after power-on, at any time. Commands that were taken go on to the host; a
+    /// CMD_SYNC that was waiting never completes; tokens of before have no effect.
+    pub fn reset(&self) {
+        let _no_writes = self.0.writing.lock();
+        self.0.state.lock().reset();
+    }
+
+    /// Follows the guest's memory map after the VMM has changed it. When it returns, memory that is no longer in the map
+    /// is no longer used, and may be unmapped. A queue whose memory has gone gets CERROR_ABT at its next command.
+    pub fn memory_changed(&self) {
+        self.0.state.lock().follow_memory();
+    }
+}
+
+impl State {
+    fn follow_memory(&mut self) {
+        self.ram.refresh();
+        for slot in &mut self.slots {
+            let flags = slot.flags();
+            if let Some(queue) = &mut slot.queue {
+                queue.back(&slot.place, &*self.ram);
+                // The new consumer's CONS word has no flags yet.
+                queue.publish(flags, &slot.place);
+            }
+        }
+    }
+
+    /// Invalidates all that the guest may have cached on the host: its TLB entries, and the CDs and ATC entries of
+    /// its streams. A part in each sweep; says whether there was room for it.
+    pub(super) fn invalidate<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+        let (Some(first), Some(out)) = (self.invalidating, to.room()) else { return false };
+        let end = self.streams.slots().min(first + BATCH / 2 - 1);
+        let streams = (first..end).filter_map(|slot| self.streams.at(slot));
+        let of_streams = streams.flat_map(|(_, host)| {
+            [Opcode::CFGI_CD_ALL, Opcode::ATC_INV].map(|opcode| self.rules.host_all(opcode, host))
+        });
+        let everything = (first == 0).then(|| self.rules.host_all(Opcode::TLBI_NSNH_ALL, HostStreamId(0)));
+        let mut n = 0;
+        for (command, room) in everything.into_iter().chain(of_streams).flatten().zip(out.buffers().1) {
+            *room = command;
+            n += 1;
+        }
+        out.keep(n);
+        self.counters.forwarded.add(n);
+        self.invalidating = (end < self.streams.slots()).then_some(end);
+        true
+    }
+}

@@ -1,0 +1,179 @@
+//! What one guest sees of its SMMU, and what its VMM does with it.
+//!
+//! A [`VirtualSmmu`] is a handle: clones are the same virtual SMMU. A [`Worker`](crate::Worker) serves it; any thread of the VMM
+//! may hand over trapped accesses, pause, save, or reset it meanwhile. A trapped access takes no lock that the worker
+//! takes: registers are memory in every [`FrontEnd`], which the guest or the trap writes and the worker looks at.
+
+mod follow;
+mod inspect;
+mod life;
+mod pages;
+mod slot;
+mod snapshot;
+mod state;
+mod trap;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use thiserror::Error;
+
+use crate::features::{Features, FeaturesError};
+use crate::host::HostQueue;
+use crate::identity::{StreamMap, Vmid};
+use crate::interrupts::Interrupts;
+use crate::memory::GuestRam;
+use crate::rules::{BeyondHost, Quirk, Rejected};
+use crate::stats::{Counters, Stats};
+use crate::submission::Submission;
+use pages::Pages;
+use state::State;
+
+pub use inspect::Inspection;
+pub use life::NotPaused;
+pub use pages::{ControlPage, FrontEnd};
+pub use snapshot::{RestoreError, Snapshot};
+pub use state::OnRequest;
+
+/// What a virtual SMMU is made of.
+pub struct Config {
+    /// What it shows in its ID registers.
+    pub features: Features,
+    /// What the host's SMMU can do.
+    pub host_features: Features,
+    /// Deviations that the guest needs.
+    pub quirks: Vec<Quirk>,
+    /// The host's VMID of the guest's translations.
+    pub vmid: Vmid,
+    /// The streams that the guest owns.
+    pub streams: Arc<StreamMap>,
+    /// The guest's memory: [`Ram`](crate::memory::Ram) for a VMM that uses vm-memory.
+    pub ram: Box<dyn GuestRam>,
+    /// How the guest reaches the registers.
+    pub front_end: FrontEnd,
+    /// How the guest is interrupted.
+    pub interrupts: Box<dyn Interrupts>,
+    /// What the guest asks of the VMM goes here.
+    pub on_request: OnRequest,
+}
+
+/// Why a [`Config`] was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The features contradict the architecture.
+    #[error(transparent)]
+    Features(#[from] FeaturesError),
+    /// The features are more than the host has.
+    #[error(transparent)]
+    BeyondHost(#[from] BeyondHost),
+    /// The register pages are not as large as they must be.
+    #[error("register pages of {len:#x} bytes, {needed:#x} are needed")]
+    Registers {
+        /// Their size.
+        len: usize,
+        /// What is needed for pages 0 and 1 and the control pages.
+        needed: usize,
+    },
+    /// No memory for the control pages.
+    #[error("no memory for the control pages: {0}")]
+    Memory(io::ErrorKind),
+}
+
+/// A virtual SMMU. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct VirtualSmmu(Arc<Shared>);
+
+struct Shared {
+    features: Features,
+    pages: Pages,
+    /// Held while a register is written, so that guards and writes of several vCPUs do not mix. Workers never take it.
+    writing: Mutex<()>,
+    /// Workers only ever try to lock it: while somebody else has it, they leave the guest out.
+    state: Mutex<State>,
+    counters: Arc<Counters>,
+}
+
+/// Reads the statistics of a virtual SMMU while a worker runs it.
+#[derive(Clone, Debug)]
+pub struct StatsReader(Arc<Counters>);
+
+impl StatsReader {
+    /// The statistics now.
+    pub fn read(&self) -> Stats {
+        self.0.read()
+    }
+}
+
+impl VirtualSmmu {
+    /// A virtual SMMU after reset.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a configuration that cannot be.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let state = State::new(config)?;
+        Ok(Self(Arc::new(Shared {
+            features: state.features,
+            pages: state.pages.clone(),
+            writing: Mutex::new(()),
+            counters: state.counters.clone(),
+            state: Mutex::new(state),
+        })))
+    }
+
+    /// What it shows in its ID registers.
+    pub fn features(&self) -> Features {
+        self.0.features
+    }
+
+    /// The ECMDQ control pages, to be mapped into the guest; none unless the front end is [`FrontEnd::Direct`].
+    pub fn control_pages(&self) -> impl Iterator<Item = ControlPage<'_>> {
+        self.0.pages.control_pages()
+    }
+
+    /// The statistics so far.
+    pub fn stats(&self) -> Stats {
+        self.0.counters.read()
+    }
+
+    /// A handle to the statistics that does not keep the virtual SMMU.
+    pub fn stats_reader(&self) -> StatsReader {
+        StatsReader(self.0.counters.clone())
+    }
+
+    /// The last command that raised CERROR_ILL.
+    pub fn last_rejected(&self) -> Option<Rejected> {
+        self.0.state.lock().last_rejected
+    }
+
+    /// One sweep; `None` if the VMM is busy with it.
+    pub(crate) fn serve<H: HostQueue>(&self, to: &mut Submission<H>) -> Option<bool> {
+        Some(self.0.state.try_lock()?.serve(to))
+    }
+}
+
+impl fmt::Debug for VirtualSmmu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.state.try_lock() {
+            Some(state) => state.inspect().fmt(f),
+            None => f.debug_struct("VirtualSmmu").field("stats", &self.stats()).finish_non_exhaustive(),
+        }
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { features, host_features, quirks, vmid, streams, front_end, .. } = self;
+        f.debug_struct("Config")
+            .field("features", features)
+            .field("host_features", host_features)
+            .field("quirks", quirks)
+            .field("vmid", vmid)
+            .field("streams", streams)
+            .field("front_end", front_end)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,265 @@
+//! What the engine decides on: the private truth of one virtual SMMU, and how it changes.
+//!
+//! Every register that the guest writes is an input, looked at once a sweep. Registers that the engine writes are outputs
+//! and are never read back.
+
+use std::sync::Arc;
+
+use ecmdq_ring::Toggle;
+use ecmdq_ring::handshake::Handshake;
+
+use super::pages::Pages;
+use super::slot::{Control, Slot};
+use super::{Config, ConfigError};
+use crate::features::Features;
+use crate::host::{Cause, HostQueue};
+use crate::identity::StreamMap;
+use crate::interrupts::Interrupts;
+use crate::memory::GuestRam;
+use crate::queue::{CommandError, Place, Visit, Waiting};
+use crate::registers::*;
+use crate::rules::{Applied, End, Rejected, Request, Rules};
+use crate::stats::Counters;
+use crate::submission::{Status, Submission};
+use crate::token::{Outcome, Token, Tokens};
+
+/// Called by the worker with what the guest asks of the VMM. It must not wait.
+pub type OnRequest = Box<dyn FnMut(Request, Token) + Send>;
+
+pub(crate) struct State {
+    pub pages: Pages,
+    pub ram: Box<dyn GuestRam>,
+    pub streams: Arc<StreamMap>,
+    pub features: Features,
+    pub interrupts: Box<dyn Interrupts>,
+    pub on_request: OnRequest,
+    pub rules: Rules,
+    pub counters: Arc<Counters>,
+    pub last_rejected: Option<Rejected>,
+    /// The bits of CR0 that exist.
+    pub(super) cr0_bits: u32,
+    pub(super) irq_ctrl_bits: u32,
+    /// CR0ACK.
+    pub cr0ack: u32,
+    /// The value of SMMUEN that the VMM is following.
+    pub(super) smmuen_pending: Option<u32>,
+    /// The value of GBPA that the VMM is following.
+    pub(super) gbpa_pending: Option<u32>,
+    /// IRQ_CTRLACK.
+    pub irq_ctrl: u32,
+    pub errors: Toggle,
+    /// The CMDQ, and behind it the ECMDQs.
+    pub slots: Box<[Slot]>,
+    /// The slot to be looked at first: where a full outbox ended the last sweep.
+    next: usize,
+    /// The tokens of queue n are at n; behind those of the queues, [`Self::smmuen_token`] and [`Self::gbpa_token`].
+    pub(super) tokens: Tokens,
+    /// Nothing happens while it is set.
+    pub paused: bool,
+    /// Where the invalidation of all that the guest may have cached on the host has got to, after a restore.
+    pub invalidating: Option<usize>,
+}
+
+impl State {
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let Config { features, host_features, quirks, vmid, streams, ram, front_end, interrupts, on_request } =
+            config;
+        features.check()?;
+        let rules = Rules::new(&features, &host_features, vmid, &quirks)?;
+        let pages = Pages::new(front_end, &features)?;
+        let stride = Pages::ecmdq_stride(&features);
+        let cmdq =
+            Place { registers: pages.frame.clone(), base: CMDQ_BASE, prod: CMDQ_PROD, cons: CMDQ_CONS };
+        let ecmdqs = (0..features.ecmdqs()).map(|q| {
+            let at = q * stride;
+            let registers = pages.control.clone();
+            Place { registers, base: at + ECMDQ_BASE, prod: at + ECMDQ_PROD, cons: at + ECMDQ_CONS }
+        });
+        let slots: Box<[_]> = [Slot { place: cmdq, control: Control::Cmdq { code: 0 }, queue: None }]
+            .into_iter()
+            .chain(ecmdqs.map(|place| Slot {
+                place,
+                control: Control::Ecmdq(Handshake::default()),
+                queue: None,
+            }))
+            .collect();
+        let bits =
+            |offset| WRITABLE.iter().find(|r| r.offset == offset).map_or(0, |r| r.bits(&features) as u32);
+        let queues = slots.len();
+        let mut state = Self {
+            cr0_bits: bits(CR0),
+            irq_ctrl_bits: bits(IRQ_CTRL),
+            pages,
+            ram,
+            streams,
+            features,
+            interrupts,
+            on_request,
+            rules,
+            counters: Arc::default(),
+            last_rejected: None,
+            cr0ack: 0,
+            smmuen_pending: None,
+            gbpa_pending: None,
+            irq_ctrl: 0,
+            errors: Toggle::default(),
+            slots,
+            next: 0,
+            tokens: Tokens::new(queues + 2),
+            paused: false,
+            invalidating: None,
+        };
+        state.reset();
+        Ok(state)
+    }
+
+    /// As after power-on. What was taken before goes on to the host; tokens of before have no effect.
+    pub fn reset(&mut self) {
+        self.tokens.revoke();
+        for slot in &mut self.slots {
+            slot.queue = None;
+            slot.control = match slot.control {
+                Control::Cmdq { .. } => Control::Cmdq { code: 0 },
+                Control::Ecmdq(_) => Control::Ecmdq(Handshake::default()),
+            };
+        }
+        (self.cr0ack, self.irq_ctrl, self.errors) = (0, 0, Toggle::default());
+        (self.smmuen_pending, self.gbpa_pending) = (None, None);
+        (self.last_rejected, self.invalidating) = (None, None);
+        self.rules.set_smmu_enabled(false);
+        self.pages.reset(&self.features);
+    }
+
+    /// One sweep: registers, completions, and a batch from every queue as long as there is room. Says whether there was anything.
+    pub fn serve<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+        if self.paused {
+            return false;
+        }
+        let mut busy = self.follow_registers();
+        if self.invalidating.is_some() {
+            busy |= self.invalidate(to);
+        }
+        let mut denied = None;
+        for _ in 0..self.slots.len() {
+            let number = self.next;
+            self.next = if number + 1 == self.slots.len() { 0 } else { number + 1 };
+            busy |= self.complete(number, to);
+            // Until the VMM follows SMMUEN, nothing is taken that depends on it.
+            if self.smmuen_pending.is_none() && self.invalidating.is_none() {
+                busy |= self.take(number, to, &mut denied);
+            }
+        }
+        self.next = denied.unwrap_or(self.next);
+        busy
+    }
+
+    /// Completes the command that a queue waits for, if that has come to pass.
+    fn complete<H: HostQueue>(&mut self, number: usize, to: &mut Submission<H>) -> bool {
+        let Some(queue) = &mut self.slots[number].queue else { return false };
+        let (signal, round) = match queue.waiting {
+            None => return false,
+            Some(Waiting::Vmm) => return self.complete_request(number),
+            Some(Waiting::Sync { signal, round }) => (signal, round),
+        };
+        match to.status(round) {
+            Status::Pending => return false,
+            Status::Completed => {
+                (queue.waiting, queue.atc) = (None, false);
+                self.counters.commands.add(1);
+                self.counters.syncs.add(1);
+                self.pass_sync(number, signal);
+            }
+            Status::Failed(Cause::AtcTimeout) if queue.atc => {
+                (queue.waiting, queue.atc) = (None, false);
+                self.counters.atc_timeouts.add(1);
+                self.stop(number, CommandError::AtcInvSync);
+            }
+            // Somebody else's fault, or one that may be over: once more.
+            Status::Failed(_) => queue.waiting = Some(Waiting::Sync { signal, round: to.sync() }),
+        }
+        true
+    }
+
+    /// Completes the command for the VMM that a queue waits for, if the VMM has acted.
+    fn complete_request(&mut self, number: usize) -> bool {
+        let Some(outcome) = self.tokens.outcome(number) else { return false };
+        let Some(queue) = &mut self.slots[number].queue else { return false };
+        queue.waiting = None;
+        match outcome {
+            Outcome::Completed => {
+                queue.consume(1);
+                self.counters.commands.add(1);
+            }
+            Outcome::Rejected => self.fail_request(number, CommandError::Ill),
+            // When the guest acknowledges, the command is fetched again, and the VMM asked again.
+            Outcome::Dropped => self.fail_request(number, CommandError::Abt),
+        }
+        true
+    }
+
+    fn fail_request(&mut self, number: usize, error: CommandError) {
+        self.counters.requests_failed.add(1);
+        self.stop(number, error);
+    }
+
+    /// Takes a batch from a queue. `denied` is the first queue for which there was no room.
+    fn take<H: HostQueue>(
+        &mut self,
+        number: usize,
+        to: &mut Submission<H>,
+        denied: &mut Option<usize>,
+    ) -> bool {
+        let slot = &mut self.slots[number];
+        let prod = slot.prod();
+        let busy = slot.follow(prod, &self.features, &*self.ram);
+        if slot.is_stopped(self.errors.active()) {
+            return busy;
+        }
+        let Some(queue) = slot.queue.as_mut().filter(|queue| queue.waiting.is_none()) else { return busy };
+        let Some(out) = to.room() else {
+            denied.get_or_insert(number);
+            return busy;
+        };
+        match queue.visit(prod, out, &self.rules, &self.streams) {
+            Visit::Idle => return busy,
+            Visit::Inconsistent => self.counters.inconsistent.add(1),
+            Visit::Abort => {
+                self.counters.aborts.add(1);
+                self.stop(number, CommandError::Abt);
+            }
+            Visit::Taken(applied) => {
+                if let End::Sync(signal) = applied.end {
+                    queue.waiting = Some(Waiting::Sync { signal, round: to.sync() });
+                }
+                self.account(number, applied);
+            }
+        }
+        true
+    }
+
+    fn account(&mut self, number: usize, applied: Applied) {
+        self.counters.batches.add(1);
+        self.counters.forwarded.add(applied.host);
+        self.counters.dropped.add(applied.dropped);
+        self.counters.widened.add(applied.widened);
+        let waited_for = matches!(applied.end, End::Sync(_) | End::Request(_));
+        self.counters.commands.add(applied.taken - usize::from(waited_for));
+        match applied.end {
+            End::Batch | End::Sync(_) => {}
+            End::Request(request) => {
+                self.counters.requests.add(1);
+                if let Some(queue) = &mut self.slots[number].queue {
+                    queue.waiting = Some(Waiting::Vmm);
+                }
+                (self.on_request)(request, self.tokens.issue(number));
+                // Most are done by now.
+                self.complete_request(number);
+            }
+            End::Illegal(rejected) => {
+                self.counters.rejected.add(1);
+                self.last_rejected = Some(rejected);
+                self.stop(number, CommandError::Ill);
+            }
+        }
+    }
+}
