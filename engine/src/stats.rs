@@ -49,8 +49,8 @@ counters! {
     rejected,
     /// Queue reads that found no memory: CERROR_ABT.
     aborts,
-    /// CMD_SYNCs that failed because an endpoint did not answer an ATC_INV.
-    atc_timeouts,
+    /// CMD_SYNCs that failed because the host failed to execute commands of this guest.
+    host_failures,
     /// MSIs whose address is not guest memory.
     msi_aborts,
     /// Looks at a doorbell that showed PROD further from CONS than the queue is long.

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use crate::host::{Cause, HostQueue, Ticket};
+use crate::host::{Failure, HostQueue, Identities, Ticket};
 use crate::outbox::Outbox;
 
 /// Tickets that may be outstanding. With more, commands wait until one is reached.
@@ -17,7 +17,7 @@ pub(crate) enum Status {
     Pending,
     Completed,
     /// Its synchronisation failed, and has to be asked for again.
-    Failed(Cause),
+    Failed(Failure),
 }
 
 #[derive(Debug)]
@@ -33,7 +33,8 @@ pub(crate) struct Submission<H> {
     asked: VecDeque<(u64, Ticket)>,
     completed: u64,
     /// The round that failed, while the guests are told.
-    failed: Option<(u64, Cause)>,
+    failed: Option<(u64, Failure)>,
+    failures: u64,
 }
 
 impl<H: HostQueue> Submission<H> {
@@ -48,7 +49,18 @@ impl<H: HostQueue> Submission<H> {
             asked,
             completed: 0,
             failed: None,
+            failures: 0,
         }
+    }
+
+    /// Whose identities the host takes.
+    pub fn identities(&self) -> Identities {
+        self.host.identities()
+    }
+
+    /// How many synchronisations have failed.
+    pub fn failures(&self) -> u64 {
+        self.failures
     }
 
     /// Looks at what the host has completed, up to the next failure. Every guest must have been told of the last one.
@@ -62,7 +74,10 @@ impl<H: HostQueue> Submission<H> {
             && self.failed.is_none()
         {
             match self.host.failure(ticket) {
-                Some(cause) => self.failed = Some((round, cause)),
+                Some(failure) => {
+                    self.failed = Some((round, failure));
+                    self.failures += 1;
+                }
                 None if ticket <= completed => {}
                 None => break,
             }
@@ -73,7 +88,7 @@ impl<H: HostQueue> Submission<H> {
 
     pub fn status(&self, round: u64) -> Status {
         match self.failed {
-            Some((failed, cause)) if round == failed => Status::Failed(cause),
+            Some((failed, failure)) if round == failed => Status::Failed(failure),
             _ if round <= self.completed => Status::Completed,
             _ => Status::Pending,
         }

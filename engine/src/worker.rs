@@ -1,7 +1,7 @@
-//! The polling loop: many virtual SMMUs, one host queue.
+//! The polling loop: many virtual SMMUs, one host queue or several.
 //!
-//! One sweep: see what the host has completed; visit every guest, which completes what it waits for and hands over a batch
-//! of each of its queues; hand all of it to the host; ask for one synchronisation for all CMD_SYNCs that were met.
+//! One sweep: see what each host has completed; visit every guest, which completes what it waits for and hands over a batch
+//! of each of its queues; hand all of it to the hosts; ask each for one synchronisation for all CMD_SYNCs that were met.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,8 +15,10 @@ use crate::vsmmu::VirtualSmmu;
 /// Serves virtual SMMUs from one thread, or from a caller that polls.
 #[derive(Debug)]
 pub struct Worker<H> {
-    submission: Submission<H>,
+    hosts: Vec<Submission<H>>,
     guests: Vec<VirtualSmmu>,
+    /// The host queue of each guest.
+    host_of: Vec<usize>,
     /// The guest to be visited first: each in turn, so that none has the outbox to itself.
     next: usize,
     /// A guest was left out in the last sweep, because its VMM was busy with it.
@@ -26,12 +28,30 @@ pub struct Worker<H> {
 impl<H: HostQueue> Worker<H> {
     /// A worker in front of a host queue, with no guests yet.
     pub fn new(host: H) -> Self {
-        Self { submission: Submission::new(host), guests: Vec::new(), next: 0, missed: false }
+        let hosts = vec![Submission::new(host)];
+        Self { hosts, guests: Vec::new(), host_of: Vec::new(), next: 0, missed: false }
     }
 
-    /// Adds a guest. A virtual SMMU must be served by one worker only.
+    /// Adds a guest in front of the first host queue. A virtual SMMU must be served by one worker only.
     pub fn attach(&mut self, guest: VirtualSmmu) {
+        self.push(guest, 0);
+    }
+
+    /// Adds a guest with a host queue of its own, as one behind iommufd has.
+    pub fn attach_with(&mut self, guest: VirtualSmmu, host: H) {
+        self.hosts.push(Submission::new(host));
+        self.push(guest, self.hosts.len() - 1);
+    }
+
+    fn push(&mut self, guest: VirtualSmmu, host: usize) {
+        guest.set_identities(self.hosts[host].identities());
         self.guests.push(guest);
+        self.host_of.push(host);
+    }
+
+    /// How many synchronisations of its host queues have failed.
+    pub fn host_failures(&self) -> u64 {
+        self.hosts.iter().map(Submission::failures).sum()
     }
 
     /// The guests, in the order in which they were added.
@@ -43,20 +63,21 @@ impl<H: HostQueue> Worker<H> {
     pub fn poll(&mut self) -> bool {
         // A failure stays until every guest has been told.
         if !self.missed {
-            self.submission.look();
+            self.hosts.iter_mut().for_each(Submission::look);
         }
-        self.submission.begin();
+        self.hosts.iter_mut().for_each(Submission::begin);
         self.missed = false;
         let mut busy = false;
-        for number in 0..self.guests.len() {
-            let guest = &self.guests[(self.next + number) % self.guests.len()];
-            match guest.serve(&mut self.submission) {
+        let (before, from) = self.guests.split_at(self.next);
+        let (hosts_before, hosts_from) = self.host_of.split_at(self.next);
+        for (guest, host) in from.iter().zip(hosts_from).chain(before.iter().zip(hosts_before)) {
+            match guest.serve(&mut self.hosts[*host]) {
                 Some(served) => busy |= served,
                 None => self.missed = true,
             }
         }
         self.next = if self.next + 1 < self.guests.len() { self.next + 1 } else { 0 };
-        self.submission.hand_over();
+        self.hosts.iter_mut().for_each(Submission::hand_over);
         busy
     }
 

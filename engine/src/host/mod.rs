@@ -12,18 +12,53 @@ use crate::command::Command;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// Why a synchronisation failed.
+/// A synchronisation that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Why.
+    pub cause: Cause,
+    /// The command that was to blame, as it was submitted, if that is known.
+    pub command: Option<Command>,
+}
+
+/// Why a synchronisation failed, and what that says of the commands before it.
+///
+/// In each case the queue goes on, and a guest that is not to blame only sees that its CMD_SYNC takes longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
-    /// An endpoint did not answer an ATC_INV in time. Invalidations other than ATC_INV have been done.
+    /// The host found a command illegal, and left it out; all others have been executed or will be. The guest whose
+    /// command it was gets CERROR_ILL at its CMD_SYNC.
+    Illegal,
+    /// An endpoint did not answer an ATC_INV in time. Everything but ATC_INVs has been executed. Guests that sent one get
+    /// CERROR_ATC_INV_SYNC.
     AtcTimeout,
-    /// Anything that may be over when the synchronisation is asked for again.
+    /// Nothing before the ticket is lost: it will have been executed when the next ticket is reached.
     Transient,
+    /// Nothing will be executed any more. All guests get CERROR_ABT.
+    DeviceGone,
+}
+
+/// Whose VMIDs and StreamIDs the commands name that a host queue takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Identities {
+    /// The host's: the engine replaces the guest's.
+    #[default]
+    Host,
+    /// The guest's StreamIDs, and VMID 0: the queue belongs to one guest, and its owner replaces them, as the kernel does
+    /// behind iommufd.
+    Guest,
 }
 
 /// A queue that executes canonical commands. No method waits.
+///
+/// A worker calls it from one thread. Tickets are reached in their order.
 pub trait HostQueue {
+    /// Whose identities the commands name; it does not change.
+    fn identities(&self) -> Identities {
+        Identities::Host
+    }
+
     /// Hands commands over, in order; says how many were taken: fewer than given when the queue is full.
     fn submit(&mut self, commands: &[Command]) -> usize;
 
@@ -34,9 +69,9 @@ pub trait HostQueue {
     /// The newest ticket that has been reached; with it, every older one that has not failed.
     fn completed(&mut self) -> Ticket;
 
-    /// Why the synchronisation of a ticket failed, if it did. It is asked for the oldest ticket that has not been seen
-    /// reached, until that has.
-    fn failure(&mut self, ticket: Ticket) -> Option<Cause> {
+    /// Whether, and why, the synchronisation of a ticket failed. The worker asks for the oldest ticket that it has not
+    /// seen reached or failed; a failed one counts as reached, and is not asked for again.
+    fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
         let _ = ticket;
         None
     }

@@ -170,7 +170,7 @@ impl Rules {
                     }
                     _ => true,
                 };
-                let host = streams.get(StreamId((any[0] >> 32) as u32)).filter(|_| plain)?;
+                let host = self.host_stream(streams, StreamId((any[0] >> 32) as u32)).filter(|_| plain)?;
                 let set = [rule.set[0] | u64::from(host.0) << 32, rule.set[1]];
                 Some(Masks { kept: rule.kept, set })
             }
@@ -204,12 +204,14 @@ impl Rules {
             Kind::Range => {
                 self.range([low, high]).map_or(One::Illegal, |checked| One::Host(rule.masked(checked)))
             }
-            Kind::Stream => mapped(streams, command, rule.masked([low, high])),
-            Kind::Substream if self.has_substream(low) => mapped(streams, command, rule.masked([low, high])),
+            Kind::Stream => self.mapped(streams, command, rule.masked([low, high])),
+            Kind::Substream if self.has_substream(low) => {
+                self.mapped(streams, command, rule.masked([low, high]))
+            }
             Kind::Substream => One::Dropped,
             Kind::AtcInv => match self.atc_ignored(command) {
                 Ok(ignored) if self.smmu_enabled && self.has_substream(low & !ignored) => {
-                    mapped(streams, command, rule.masked([low & !ignored, high]))
+                    self.mapped(streams, command, rule.masked([low & !ignored, high]))
                 }
                 Ok(_) => One::Dropped,
                 Err(_) => One::Illegal,
@@ -217,6 +219,15 @@ impl Rules {
             Kind::Nowhere => One::Nowhere,
             Kind::Sync => One::Sync,
             Kind::Illegal | Kind::Expand | Kind::AtcIgnored | Kind::Vmm => One::Seldom,
+        }
+    }
+
+    /// Maps the StreamID of a canonical command. A stream that the guest does not own makes it one without effect.
+    #[inline]
+    fn mapped(&self, streams: &StreamMap, command: Command, [low, high]: [u64; 2]) -> One {
+        match self.host_stream(streams, StreamId(command.stream())) {
+            Some(host) => One::Host([low | u64::from(host.0) << 32, high]),
+            None => One::Dropped,
         }
     }
 
@@ -283,13 +294,4 @@ fn reserved_bits(command: Command, bits: [u64; 2]) -> Reason {
     let fields = table::find(command.opcode()).map_or(&[][..], |spec| spec.fields);
     let zero = fields.iter().find(|field| field.role == Role::Zero && field.of(command) != 0);
     zero.map_or(Reason::Reserved(bits), |field| Reason::Field(field.name, field.of(command)))
-}
-
-/// Maps the StreamID of a canonical command. A stream that the guest does not own makes it one without effect.
-#[inline]
-fn mapped(streams: &StreamMap, command: Command, [low, high]: [u64; 2]) -> One {
-    match streams.get(StreamId(command.stream())) {
-        Some(host) => One::Host([low | u64::from(host.0) << 32, high]),
-        None => One::Dropped,
-    }
 }

@@ -58,12 +58,24 @@ const ILLEGAL: Rule = Rule { reserved: [0; 2], kept: [0; 2], set: [0; 2], kind: 
 pub(super) fn table(guest: &Features, host: &Features, vmid: Vmid) -> Box<[Rule; 256]> {
     let mut table = Box::new([ILLEGAL; 256]);
     for spec in COMMANDS.iter().filter(|spec| spec.needs.holds(guest)) {
-        table[usize::from(spec.opcode.0)] = rule(spec, guest, host, vmid);
+        table[usize::from(spec.opcode.0)] = rule(spec, guest, host);
     }
+    set_vmid(&mut table, vmid);
     table
 }
 
-fn rule(spec: &Spec, guest: &Features, host: &Features, vmid: Vmid) -> Rule {
+/// The VMID in what the host gets.
+pub(super) fn set_vmid(table: &mut [Rule; 256], vmid: Vmid) {
+    for spec in COMMANDS {
+        let host_fields = find(spec.host).map_or(&[][..], |host| host.fields);
+        if let Some(field) = host_fields.iter().find(|field| field.role == Role::Vmid) {
+            let set = &mut table[usize::from(spec.opcode.0)].set[field.word];
+            *set = *set & !field.mask() | u64::from(vmid.0) << field.lsb;
+        }
+    }
+}
+
+fn rule(spec: &Spec, guest: &Features, host: &Features) -> Rule {
     let mut rule = Rule { reserved: [!0xff, !0], kept: [0; 2], set: [u64::from(spec.host.0), 0], ..ILLEGAL };
     for field in spec.fields {
         let mask = field.mask_for(guest);
@@ -71,10 +83,6 @@ fn rule(spec: &Spec, guest: &Features, host: &Features, vmid: Vmid) -> Rule {
         if field.role == Role::Kept {
             rule.kept[field.word] |= mask & field.mask_for(host);
         }
-    }
-    let host_fields = find(spec.host).map_or(&[][..], |host| host.fields);
-    if let Some(field) = host_fields.iter().find(|field| field.role == Role::Vmid) {
-        rule.set[field.word] |= u64::from(vmid.0) << field.lsb;
     }
     rule.kind = match (spec.to, spec.check) {
         (Destination::Vmm, _) => Kind::Vmm,

@@ -24,7 +24,8 @@ use vm_memory::GuestAddress;
 
 use crate::command::{Command, Opcode};
 use crate::features::Features;
-use crate::identity::{HostStreamId, Vmid};
+use crate::host::Identities;
+use crate::identity::{HostStreamId, StreamConfig, StreamId, StreamMap, Vmid};
 use compile::{Kind, Rule};
 
 pub use checks::MAX_EXPANSION;
@@ -137,6 +138,10 @@ pub struct BeyondHost(&'static str);
 #[derive(Debug)]
 pub struct Rules {
     table: Box<[Rule; 256]>,
+    /// The host's VMID of the guest.
+    vmid: Vmid,
+    /// Commands name the guest's StreamIDs.
+    guest_streams: bool,
     /// The guest's SSIDSIZE.
     ssid_bits: u8,
     /// The guest's IDR5.DS.
@@ -172,6 +177,8 @@ impl Rules {
         }
         Ok(Self {
             table: compile::table(guest, host, vmid),
+            vmid,
+            guest_streams: false,
             ssid_bits: guest.ssid_bits,
             ds: guest.ds,
             one_page_range: quirks.contains(&Quirk::OnePageRange),
@@ -193,6 +200,35 @@ impl Rules {
         match kind {
             Kind::Illegal | Kind::AtcIgnored => None,
             _ => Some(Command([set[0] | u64::from(stream.0) << 32, set[1] | high])),
+        }
+    }
+
+    /// Commands name the identities that the host queue takes.
+    pub(crate) fn set_identities(&mut self, identities: Identities) {
+        self.guest_streams = identities == Identities::Guest;
+        compile::set_vmid(&mut self.table, if self.guest_streams { Vmid(0) } else { self.vmid });
+    }
+
+    /// What commands to the host call a guest's stream; `None` if the guest does not own it.
+    #[inline]
+    fn host_stream(&self, streams: &StreamMap, guest: StreamId) -> Option<HostStreamId> {
+        streams.get(guest).map(|host| self.name(guest, host))
+    }
+
+    /// What commands to the host call a stream that has these two names.
+    #[inline]
+    pub(crate) fn name(&self, guest: StreamId, host: HostStreamId) -> HostStreamId {
+        if self.guest_streams { HostStreamId(guest.0) } else { host }
+    }
+
+    /// Whether a canonical command is one of this guest's. It takes as long as the stream map is large.
+    pub(crate) fn is_ours(&self, streams: &StreamMap, command: Command) -> bool {
+        match command.opcode() {
+            Opcode::CFGI_CD | Opcode::CFGI_CD_ALL | Opcode::ATC_INV => {
+                let mut owned = streams.owned(StreamConfig::All);
+                owned.any(|(guest, host)| self.name(guest, host).0 == command.stream())
+            }
+            _ => self.guest_streams || command.bits(0, 47, 32) == u64::from(self.vmid.0),
         }
     }
 

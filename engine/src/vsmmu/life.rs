@@ -60,7 +60,8 @@ impl State {
         let (Some(first), Some(out)) = (self.invalidating, to.room()) else { return false };
         let end = self.streams.slots().min(first + BATCH / 2 - 1);
         let streams = (first..end).filter_map(|slot| self.streams.at(slot));
-        let of_streams = streams.flat_map(|(_, host)| {
+        let of_streams = streams.flat_map(|(guest, host)| {
+            let host = self.rules.name(guest, host);
             [Opcode::CFGI_CD_ALL, Opcode::ATC_INV].map(|opcode| self.rules.host_all(opcode, host))
         });
         let everything = (first == 0).then(|| self.rules.host_all(Opcode::TLBI_NSNH_ALL, HostStreamId(0)));

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::features::{Features, FeaturesError};
-use crate::host::HostQueue;
+use crate::host::{HostQueue, Identities};
 use crate::identity::{StreamMap, Vmid};
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
@@ -147,6 +147,11 @@ impl VirtualSmmu {
     /// The last command that raised CERROR_ILL.
     pub fn last_rejected(&self) -> Option<Rejected> {
         self.0.state.lock().last_rejected
+    }
+
+    /// From now on commands name the identities that its host queue takes.
+    pub(crate) fn set_identities(&self, identities: Identities) {
+        self.0.state.lock().rules.set_identities(identities);
     }
 
     /// One sweep; `None` if the VMM is busy with it.

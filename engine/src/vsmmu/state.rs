@@ -12,13 +12,13 @@ use super::pages::Pages;
 use super::slot::{Control, Slot};
 use super::{Config, ConfigError};
 use crate::features::Features;
-use crate::host::{Cause, HostQueue};
+use crate::host::{Cause, Failure, HostQueue};
 use crate::identity::StreamMap;
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
 use crate::queue::{CommandError, Place, Visit, Waiting};
 use crate::registers::*;
-use crate::rules::{Applied, End, Rejected, Request, Rules};
+use crate::rules::{Applied, End, Rejected, Request, Rules, Signal};
 use crate::stats::Counters;
 use crate::submission::{Status, Submission};
 use crate::token::{Outcome, Token, Tokens};
@@ -164,20 +164,47 @@ impl State {
         match to.status(round) {
             Status::Pending => return false,
             Status::Completed => {
-                (queue.waiting, queue.atc) = (None, false);
+                self.forget(number);
                 self.counters.commands.add(1);
                 self.counters.syncs.add(1);
                 self.pass_sync(number, signal);
             }
-            Status::Failed(Cause::AtcTimeout) if queue.atc => {
-                (queue.waiting, queue.atc) = (None, false);
-                self.counters.atc_timeouts.add(1);
-                self.stop(number, CommandError::AtcInvSync);
-            }
-            // Somebody else's fault, or one that may be over: once more.
-            Status::Failed(_) => queue.waiting = Some(Waiting::Sync { signal, round: to.sync() }),
+            Status::Failed(failure) => match self.blamed(number, failure) {
+                None => self.wait_for(number, signal, to),
+                Some(error) => {
+                    self.counters.host_failures.add(1);
+                    self.forget(number);
+                    self.stop(number, error);
+                }
+            },
         }
         true
+    }
+
+    /// The error of a queue whose CMD_SYNC failed on the host; `None` if it is not to blame, and only has to ask again.
+    fn blamed(&self, number: usize, Failure { cause, command }: Failure) -> Option<CommandError> {
+        let ours = command.is_none_or(|command| self.rules.is_ours(&self.streams, command));
+        let atc = self.slots[number].queue.as_ref().is_some_and(|queue| queue.atc);
+        match cause {
+            Cause::Transient => None,
+            Cause::DeviceGone => Some(CommandError::Abt),
+            Cause::Illegal => ours.then_some(CommandError::Ill),
+            Cause::AtcTimeout => (ours && atc).then_some(CommandError::AtcInvSync),
+        }
+    }
+
+    /// The CMD_SYNC at CONS waits for the round that is met now.
+    fn wait_for<H: HostQueue>(&mut self, number: usize, signal: Signal, to: &mut Submission<H>) {
+        if let Some(queue) = &mut self.slots[number].queue {
+            queue.waiting = Some(Waiting::Sync { signal, round: to.sync() });
+        }
+    }
+
+    /// Nothing is waited for any more.
+    fn forget(&mut self, number: usize) {
+        if let Some(queue) = &mut self.slots[number].queue {
+            (queue.waiting, queue.atc) = (None, false);
+        }
     }
 
     /// Completes the command for the VMM that a queue waits for, if the VMM has acted.
@@ -229,7 +256,7 @@ impl State {
             }
             Visit::Taken(applied) => {
                 if let End::Sync(signal) = applied.end {
-                    queue.waiting = Some(Waiting::Sync { signal, round: to.sync() });
+                    self.wait_for(number, signal, to);
                 }
                 self.account(number, applied);
             }
