@@ -7,6 +7,7 @@
 //! * [`QueueSize`] and [`Index`] are the arithmetic.
 //! * [`Consumer`] copies entries out and publishes CONS; [`Producer`] writes entries and publishes PROD once a
 //!   batch. Each has one user at a time: their methods take `&mut self`.
+//! * [`MultiProducer`] is a producer among others, without a lock.
 //! * [`handshake`] and [`Toggle`] are what the two sides say to each other besides: enabling, errors.
 //! * [`QueueWords`] is where the words live. [`SharedQueue`] is the implementation that ships: words in memory
 //!   that somebody else, perhaps hostile, writes at the same time. A model checker supplies another one, so that
@@ -51,6 +52,7 @@ extern crate alloc;
 mod consumer;
 pub mod handshake;
 mod index;
+pub mod multi;
 mod producer;
 mod shared;
 mod toggle;
@@ -58,6 +60,7 @@ mod words;
 
 pub use consumer::Consumer;
 pub use index::{Inconsistent, Index, QueueSize};
+pub use multi::MultiProducer;
 pub use producer::Producer;
 pub use shared::{SharedQueue, SharedRegion};
 pub use toggle::Toggle;

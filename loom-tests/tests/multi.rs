@@ -1,0 +1,183 @@
+//! Several producers against one consumer.
+
+mod common;
+
+use std::sync::atomic::Ordering::{self, Relaxed};
+
+use common::{LoomQueue, Weak};
+use ecmdq_ring::multi::{AtomicWord, Role};
+use ecmdq_ring::{Consumer, Entry, Index, MultiProducer, QueueSize};
+use loom::sync::atomic::AtomicU64;
+use loom::thread;
+
+/// Which access of the words that producers share is relaxed, whatever the algorithm asks for.
+const NOTHING: u8 = 0;
+const STAMP_STORE: u8 = 1;
+const STAMP_LOAD: u8 = 2;
+const OWNER: u8 = 3;
+
+/// A word over loom's atomics.
+struct LoomWord<const WEAK: u8> {
+    role: Role,
+    word: AtomicU64,
+}
+
+impl<const WEAK: u8> LoomWord<WEAK> {
+    fn order(&self, weak: u8, role: Role, order: Ordering) -> Ordering {
+        if WEAK == weak && self.role == role { Relaxed } else { order }
+    }
+}
+
+impl<const WEAK: u8> AtomicWord for LoomWord<WEAK> {
+    fn new(role: Role, value: u64) -> Self {
+        Self { role, word: AtomicU64::new(value) }
+    }
+
+    fn load(&self, order: Ordering) -> u64 {
+        self.word.load(self.order(STAMP_LOAD, Role::Stamp, order))
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        self.word.store(value, self.order(STAMP_STORE, Role::Stamp, order));
+    }
+
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.word.fetch_add(value, self.order(OWNER, Role::Owner, order))
+    }
+
+    fn compare_exchange(&self, current: u64, new: u64, s: Ordering, f: Ordering) -> Result<u64, u64> {
+        let order = |order| self.order(OWNER, Role::Owner, order);
+        self.word.compare_exchange(current, new, order(s), order(f))
+    }
+}
+
+/// `producers` add batches of `batch` entries, `batches` times, to a ring of 2^`log2` slots that starts at the index
+/// `start`: one of them on the thread that also consumes. Every entry must come out once and whole, those of a producer in
+/// order.
+fn explore<const WEAK: u8>(log2: u32, start: u32, producers: u64, batches: u64, batch: u64, bound: usize) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound.get_or_insert(bound);
+    model.check(move || {
+        let size = QueueSize::from_log2(log2).unwrap();
+        let words = LoomQueue::new(size, start, Weak::Nothing);
+        let first: MultiProducer<_, LoomWord<WEAK>> =
+            MultiProducer::new(words.clone(), size, size.index(start), 0);
+        let mut consumer = Consumer::new(words, size, size.index(start));
+        let senders: Vec<_> = (1..producers)
+            .map(|number| {
+                let producer = first.clone();
+                thread::spawn(move || {
+                    let mut sent = 0;
+                    while sent < batches * batch {
+                        match send(&producer, number, sent, batch) {
+                            0 => thread::yield_now(),
+                            n => sent += n,
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut next = vec![0; producers as usize];
+        let (mut sent, mut received) = (0, 0);
+        while received < producers * batches * batch {
+            if sent < batches * batch {
+                sent += send(&first, 0, sent, batch);
+            }
+            match receive(&mut consumer, &mut next) {
+                0 => thread::yield_now(),
+                n => received += n,
+            }
+        }
+        senders.into_iter().for_each(|sender| sender.join().unwrap());
+        assert_eq!(
+            first.consumed(),
+            Some(u64::from(start) + received),
+            "all of it was published and consumed"
+        );
+    });
+}
+
+/// Adds what is left of the batch that entry `sent` of a producer is in; says how many fitted.
+fn send<const WEAK: u8>(
+    producer: &MultiProducer<LoomQueue, LoomWord<WEAK>>,
+    number: u64,
+    sent: u64,
+    batch: u64,
+) -> u64 {
+    let tag = |i| number << 32 | i;
+    let end = (sent / batch + 1) * batch;
+    let entries: Vec<Entry> = (sent..end).map(|i| [tag(i), !tag(i)]).collect();
+    producer.add(&entries, 0).0 as u64
+}
+
+/// Consumes what is there, and checks it against what each producer's next entry must be.
+fn receive(consumer: &mut Consumer<LoomQueue>, next: &mut [u64]) -> u64 {
+    let mut out = [[0; 2]; 4];
+    let n = consumer.fetch(consumer.prod(), &mut out, |_| false).expect("PROD is consistent");
+    for entry in &out[..n] {
+        let number = (entry[0] >> 32) as usize;
+        assert_eq!(entry[1], !entry[0], "torn or early");
+        assert_eq!(entry[0] & 0xffff_ffff, next[number], "lost, duplicated or out of order");
+        next[number] += 1;
+    }
+    if n > 0 {
+        consumer.consume(n);
+    }
+    n as u64
+}
+
+#[test]
+fn two_producers_on_two_slots() {
+    explore::<NOTHING>(1, 0, 2, 1, 1, 2);
+}
+
+#[test]
+fn two_producers_on_two_slots_twice_across_the_wrap() {
+    explore::<NOTHING>(1, 3, 2, 2, 1, 2);
+}
+
+#[test]
+fn two_producers_of_batches_on_four_slots_across_the_wrap() {
+    explore::<NOTHING>(2, 7, 2, 1, 3, 2);
+}
+
+#[test]
+fn three_producers_on_four_slots() {
+    explore::<NOTHING>(2, 2, 3, 1, 1, 1);
+}
+
+#[test]
+fn three_producers_on_two_slots() {
+    explore::<NOTHING>(1, 0, 3, 1, 1, 1);
+}
+
+#[test]
+fn a_full_ring_takes_nothing_and_a_spare_slot_stays_free() {
+    loom::model(|| {
+        let size = QueueSize::from_log2(1).unwrap();
+        let words = LoomQueue::new(size, 0, Weak::Nothing);
+        let producer: MultiProducer<_, LoomWord<NOTHING>> = MultiProducer::new(words, size, Index::ZERO, 0);
+        assert_eq!(producer.add(&[[1, 1], [2, 2]], 1), (1, 1), "one of two");
+        assert_eq!(producer.add(&[[2, 2]], 1), (0, 1));
+        assert_eq!(producer.add(&[[2, 2]], 0), (1, 2), "but the spare slot can be had");
+        assert_eq!(producer.add(&[[3, 3]], 0), (0, 2));
+    });
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn a_stamp_store_without_release_is_caught() {
+    explore::<STAMP_STORE>(1, 0, 2, 1, 1, 3);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn a_stamp_load_without_acquire_is_caught() {
+    explore::<STAMP_LOAD>(1, 0, 2, 1, 1, 3);
+}
+
+#[test]
+#[should_panic]
+fn an_owner_that_is_not_ordered_is_caught() {
+    explore::<OWNER>(1, 0, 2, 1, 1, 3);
+}

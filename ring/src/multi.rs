@@ -1,0 +1,264 @@
+//! The side that adds entries, for a queue with several producers and no lock.
+//!
+//! 1. A producer *reserves* slots: one compare-and-swap on the head, if there is room.
+//! 2. It writes its entries, and *stamps* its first slot with the head that it left: from there on all of it is ready.
+//! 3. It counts itself in as *owner*. If nobody was, it walks over everything that is ready, publishes PROD once for all of
+//!    it, and counts out as many as had counted in; if more have come meanwhile, it walks again. Whoever finds an owner
+//!    there leaves its entries to it.
+//!
+//! So a producer that is slow between 1 and 2 delays what others have reserved behind it, and neither blocks them nor corrupts
+//! anything; nobody waits for anybody.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+
+use crate::{Entry, Index, QueueSize, QueueWords};
+
+/// What an [`AtomicWord`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Entries reserved since the beginning.
+    Head,
+    /// The head behind the entries that begin in this slot, once they have been written.
+    Stamp,
+    /// How many have counted in as owner.
+    Owner,
+    /// Entries published since the beginning: the owner's own.
+    Published,
+    /// The bits of PROD above the index.
+    Flags,
+}
+
+/// A 64-bit atomic word. A model checker supplies another one than the one that ships.
+pub trait AtomicWord {
+    /// A word for a role.
+    fn new(role: Role, value: u64) -> Self;
+    /// Loads the word.
+    fn load(&self, order: Ordering) -> u64;
+    /// Stores the word.
+    fn store(&self, value: u64, order: Ordering);
+    /// Adds to the word; returns what it was.
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64;
+    /// Replaces the word if it is `current`; returns what it was if it is not.
+    ///
+    /// # Errors
+    ///
+    /// The value that it has, if that is not `current`.
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64>;
+}
+
+impl AtomicWord for AtomicU64 {
+    fn new(_role: Role, value: u64) -> Self {
+        Self::new(value)
+    }
+
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.fetch_add(value, order)
+    }
+
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        self.compare_exchange(current, new, success, failure)
+    }
+}
+
+/// A word on a cache line of its own: what everybody writes is apart from what everybody reads.
+#[repr(align(64))]
+struct Line<T>(T);
+
+struct State<A> {
+    head: Line<A>,
+    owner: Line<A>,
+    published: A,
+    flags: A,
+    stamps: Box<[A]>,
+}
+
+/// Adds entries to a queue that others add to as well. Clones are further producers.
+///
+/// Positions count entries since the beginning and never wrap.
+pub struct MultiProducer<W, A = AtomicU64> {
+    words: W,
+    size: QueueSize,
+    state: Arc<State<A>>,
+}
+
+impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
+    /// A producer for an empty queue whose PROD and CONS are both `start`, and whose PROD has `flags` above the index.
+    pub fn new(words: W, size: QueueSize, start: Index, flags: u32) -> Self {
+        let position = u64::from(start.raw());
+        let stamps = (0..size.entries()).map(|_| A::new(Role::Stamp, 0)).collect();
+        let state = Arc::new(State {
+            head: Line(A::new(Role::Head, position)),
+            owner: Line(A::new(Role::Owner, 0)),
+            published: A::new(Role::Published, position),
+            flags: A::new(Role::Flags, flags.into()),
+            stamps,
+        });
+        Self { words, size, state }
+    }
+
+    /// The size of the queue.
+    pub fn size(&self) -> QueueSize {
+        self.size
+    }
+
+    /// The words of the queue.
+    pub fn words(&self) -> &W {
+        &self.words
+    }
+
+    /// The position of the next entry that anybody reserves.
+    pub fn head(&self) -> u64 {
+        // Relaxed: a position orders nothing.
+        self.state.head.0.load(Relaxed)
+    }
+
+    /// The bits of PROD above the index.
+    pub fn flags(&self) -> u32 {
+        self.state.flags.load(Relaxed) as u32
+    }
+
+    /// The position of the first entry that has not been consumed. A CONS word that contradicts PROD is not believed:
+    /// then `None`.
+    pub fn consumed(&self) -> Option<u64> {
+        self.look().map(|(head, used)| head - u64::from(used))
+    }
+
+    /// The head, and how many of the entries before it have not been consumed.
+    fn look(&self) -> Option<(u64, u32)> {
+        let mut head = self.head();
+        loop {
+            // Acquire: pairs with the consumer's release store of CONS, so that its copies are made before anybody writes
+            // those slots again.
+            let cons = self.size.index(self.words.load_cons(Acquire));
+            match self.size.used(self.size.index(head as u32), cons) {
+                Ok(used) if u64::from(used) <= head => return Some((head, used)),
+                _ => {}
+            }
+            // Others may have reserved, and the consumer passed, what is behind the head that we know.
+            let now = self.head();
+            if now == head {
+                return None;
+            }
+            head = now;
+        }
+    }
+
+    /// Adds up to `entries.len()` entries, in order and with nothing between them, if that leaves `spare` slots free, and
+    /// makes the consumer see them as soon as those before are ready. Returns how many, and the position behind them.
+    pub fn add(&self, entries: &[Entry], spare: u32) -> (usize, u64) {
+        let Some((first, n)) = self.reserve(entries.len(), spare) else { return (0, self.head()) };
+        for (position, entry) in (first..).zip(&entries[..n as usize]) {
+            self.words.store_entry(self.size.slot(self.size.index(position as u32)), *entry);
+        }
+        let end = first + u64::from(n);
+        // Release: pairs with the acquire load in `walk`: the entries are written when the stamp is seen.
+        self.stamp(first).store(end, Release);
+        self.publish(false);
+        (n as usize, end)
+    }
+
+    fn reserve(&self, wanted: usize, spare: u32) -> Option<(u64, u32)> {
+        loop {
+            let (head, used) = self.look()?;
+            let free = self.size.entries().saturating_sub(used).saturating_sub(spare);
+            let n = u32::try_from(wanted).unwrap_or(u32::MAX).min(free);
+            if n == 0 {
+                return None;
+            }
+            // Relaxed: that the slots are free was learnt from CONS, and CONS only moves on.
+            if self.state.head.0.compare_exchange(head, head + u64::from(n), Relaxed, Relaxed).is_ok() {
+                return Some((head, n));
+            }
+        }
+    }
+
+    /// Replaces the bits of PROD above the index, and publishes them.
+    pub fn set_flags(&self, flags: u32) {
+        // Relaxed: counting in as owner orders it.
+        self.state.flags.store(flags.into(), Relaxed);
+        self.publish(true);
+    }
+
+    /// Publishes all that is ready, or leaves it to whoever is doing that. `always` stores PROD even if nothing is.
+    fn publish(&self, always: bool) {
+        // What asks for the store in any case counts in the upper half.
+        let ours = if always { 1 << 32 } else { 1 };
+        // Acquire and release: pairs with itself. Who finds an owner there has made its stamp and its flags visible to it; and
+        // an owner sees what the one before did.
+        let mut seen = self.state.owner.0.fetch_add(ours, AcqRel) + ours;
+        if seen != ours {
+            return;
+        }
+        loop {
+            self.walk(seen >> 32 != 0);
+            match self.state.owner.0.compare_exchange(seen, 0, AcqRel, Acquire) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// The owner's: publishes all that is ready.
+    fn walk(&self, always: bool) {
+        // Relaxed: the owner's own words; see `publish`.
+        let before = self.state.published.load(Relaxed);
+        let mut ready = before;
+        loop {
+            // Acquire: pairs with the release store in `add`.
+            let end = self.stamp(ready).load(Acquire);
+            // A stamp of an earlier time around is at most where we are.
+            if end <= ready {
+                break;
+            }
+            ready = end;
+        }
+        if ready != before || always {
+            self.state.published.store(ready, Relaxed);
+            let flags = self.state.flags.load(Relaxed) as u32;
+            // Release: pairs with the consumer's acquire load of PROD, so that it sees the entries.
+            self.words.store_prod(self.size.index(ready as u32).raw() | flags, Release);
+        }
+    }
+
+    fn stamp(&self, position: u64) -> &A {
+        let slot = self.size.slot(self.size.index(position as u32));
+        &self.state.stamps[slot as usize]
+    }
+}
+
+impl<W: Clone, A> Clone for MultiProducer<W, A> {
+    fn clone(&self) -> Self {
+        Self { words: self.words.clone(), size: self.size, state: self.state.clone() }
+    }
+}
+
+impl<W: fmt::Debug, A> fmt::Debug for MultiProducer<W, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { words, size, .. } = self;
+        f.debug_struct("MultiProducer").field("words", words).field("size", size).finish_non_exhaustive()
+    }
+}
