@@ -85,6 +85,7 @@ pub use command::{Command, Opcode};
 pub use features::{Features, FeaturesError, StallModel};
 pub use identity::{HostStreamId, StreamConfig, StreamId, StreamMap, StreamMapError, Vmid};
 pub use interrupts::{EventfdInterrupts, Interrupts, MsiSink, NoInterrupts};
+pub use queue::CommandError;
 pub use stats::Stats;
 pub use token::Token;
 pub use vsmmu::{

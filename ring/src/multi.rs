@@ -172,13 +172,25 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
     pub fn add(&self, entries: &[Entry], spare: u32) -> (usize, u64) {
         let Some((first, n)) = self.reserve(entries.len(), spare) else { return (0, self.head()) };
         for (position, entry) in (first..).zip(&entries[..n as usize]) {
-            self.words.store_entry(self.size.slot(self.size.index(position as u32)), *entry);
+            self.words.store_entry(self.slot(position), *entry);
         }
+        (n as usize, self.finish(first, n))
+    }
+
+    /// Adds the entry that `entry` makes of the position behind it, and returns that; `None` if the queue is full.
+    pub fn add_one(&self, entry: impl FnOnce(u64) -> Entry) -> Option<u64> {
+        let (first, n) = self.reserve(1, 0)?;
+        self.words.store_entry(self.slot(first), entry(first + 1));
+        Some(self.finish(first, n))
+    }
+
+    /// Makes reserved entries known, which have been written; returns the position behind them.
+    fn finish(&self, first: u64, n: u32) -> u64 {
         let end = first + u64::from(n);
         // Release: pairs with the acquire load in `walk`: the entries are written when the stamp is seen.
         self.stamp(first).store(end, Release);
         self.publish(false);
-        (n as usize, end)
+        end
     }
 
     fn reserve(&self, wanted: usize, spare: u32) -> Option<(u64, u32)> {
@@ -245,8 +257,12 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
     }
 
     fn stamp(&self, position: u64) -> &A {
-        let slot = self.size.slot(self.size.index(position as u32));
-        &self.state.stamps[slot as usize]
+        &self.state.stamps[self.slot(position) as usize]
+    }
+
+    /// The slot at a position.
+    pub fn slot(&self, position: u64) -> u32 {
+        self.size.slot(self.size.index(position as u32))
     }
 }
 

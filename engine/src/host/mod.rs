@@ -1,9 +1,10 @@
 //! Where canonical commands go.
 
+mod recovery;
 mod ring;
 mod smmu;
 
-pub use ring::NativeRing;
+pub use ring::{MsiWord, NativeRing, RingFormat, RingLayout};
 pub use smmu::HostSmmu;
 
 use crate::command::Command;

@@ -1,72 +1,266 @@
-//! A native SMMUv3 command ring as a host queue.
+//! A native SMMUv3 command ring as a host queue, for one producer or several.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use ecmdq_ring::{Index, Producer, QueueSize, SharedQueue};
+use ecmdq_ring::{MultiProducer, QueueSize, QueueWords, SharedQueue, SharedRegion};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::{HostQueue, HostSmmu, Ticket};
+use super::recovery::{self, Recovery};
+use super::{Failure, HostQueue, HostSmmu, Ticket};
 use crate::command::{Command, Opcode};
 use crate::memory;
 
-/// A command ring in the hardware's own format, with one producer.
-///
-/// Its CMD_SYNCs signal by CONS alone: a ticket is the count of entries up to and including the CMD_SYNC, and
-/// has been reached when CONS has passed that many.
+/// Where a host ring is: slots and registers in memory that the host's SMMU reads and writes.
 #[derive(Debug)]
-pub struct NativeRing {
-    producer: Producer<SharedQueue>,
-    /// Entries written since the beginning.
-    written: u64,
-    last_sync: Ticket,
+pub struct RingLayout {
+    /// The slots, from slot 0 on.
+    pub slots: SharedRegion,
+    /// log2 of their number.
+    pub log2: u32,
+    /// The registers.
+    pub registers: SharedRegion,
+    /// Where in them PROD is.
+    pub prod: usize,
+    /// Where in them CONS is.
+    pub cons: usize,
+    /// What PROD and CONS both are, the queue being enabled and empty.
+    pub start: u32,
+    /// How errors are told.
+    pub format: RingFormat,
+    /// Where a CMD_SYNC writes when it is complete; without it, CONS is looked at.
+    pub msi: Option<MsiWord>,
+    /// Rung after each store to PROD, for a consumer that sleeps.
+    pub doorbell: Option<EventFd>,
 }
 
-const CMD_SYNC: Command = Command([Opcode::CMD_SYNC.0 as u64, 0]);
+/// How a host ring tells of errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingFormat {
+    /// The CMDQ: CONS.ERR, GERROR and GERRORN, at these offsets of the registers. Nobody else may write GERRORN.
+    Cmdq {
+        /// GERROR.
+        gerror: usize,
+        /// GERRORN.
+        gerrorn: usize,
+    },
+    /// An ECMDQ: ERR in CONS, ERRACK in PROD.
+    Ecmdq,
+}
+
+/// A 32-bit word that a CMD_SYNC's MSI goes to.
+#[derive(Clone, Debug)]
+pub struct MsiWord {
+    /// Its memory.
+    pub region: SharedRegion,
+    /// Where in it.
+    pub offset: usize,
+    /// Its address as the host's SMMU knows it.
+    pub address: u64,
+}
+
+/// One producer's handle to a host ring. Each worker has its own; they take no lock.
+///
+/// A ticket is the position behind a CMD_SYNC in the ring. With [`MsiWord`], each CMD_SYNC writes the low half of its ticket
+/// there; CMD_SYNCs complete in order, so one word tells everybody.
+#[derive(Debug)]
+pub struct NativeRing {
+    producer: MultiProducer<SharedQueue>,
+    shared: Arc<Shared>,
+    /// Which producer it is.
+    number: usize,
+    /// The position behind what it submitted last.
+    submitted: u64,
+    /// The ticket that covers all of it, if there is one.
+    ticket: Option<Ticket>,
+    merged: u64,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// The newest ticket of all producers.
+    newest: AtomicU64,
+    recovery: Recovery,
+    msi: Option<MsiWord>,
+    doorbell: Option<EventFd>,
+    producers: u32,
+}
+
+/// The CMD_SYNC of a ticket: CS=SIG_IRQ, MSH=inner shareable, MSIAttr=write-back; or CS=SIG_NONE.
+fn cmd_sync(ticket: u64, msi: Option<&MsiWord>) -> [u64; 2] {
+    let opcode = u64::from(Opcode::CMD_SYNC.0);
+    match msi {
+        Some(msi) => [opcode | 1 << 12 | 3 << 22 | 0xf << 24 | ticket << 32, msi.address],
+        None => [opcode, 0],
+    }
+}
+
+impl RingLayout {
+    fn words(&self) -> io::Result<(SharedQueue, QueueSize)> {
+        let size = QueueSize::from_log2(self.log2).ok_or(io::ErrorKind::InvalidInput)?;
+        let words =
+            SharedQueue::new(self.slots.clone(), 0, size, self.registers.clone(), self.prod, self.cons);
+        Ok((words.ok_or(io::ErrorKind::InvalidInput)?, size))
+    }
+
+    /// What stands for the host's SMMU on this ring, where there is none.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for a ring that is not wholly inside its memory.
+    pub fn consumer(&self) -> io::Result<HostSmmu> {
+        let (words, size) = self.words()?;
+        let start = size.index(self.start);
+        Ok(HostSmmu::new(words, size, start, self.registers.clone(), self.format, self.msi.clone()))
+    }
+}
 
 impl NativeRing {
+    /// The handles of `producers` producers to a ring.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for a ring that is not wholly inside its memory, or has too few slots for so many producers.
+    pub fn new(layout: RingLayout, producers: u32) -> io::Result<Vec<Self>> {
+        let (words, size) = layout.words()?;
+        if producers == 0 || size.entries() / 2 <= producers {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let RingLayout { registers, start, format, msi, doorbell, .. } = layout;
+        // Relaxed: the ring is empty, and nobody writes yet.
+        let flags = recovery::flags(format, words.load_prod(Relaxed));
+        let recovery = Recovery::new(format, registers, producers as usize);
+        let producer = MultiProducer::new(words, size, size.index(start), flags);
+        let submitted = producer.head();
+        if let Some(msi) = &msi {
+            // Release: nothing is complete yet, and the SMMU writes the word later.
+            msi.region.store_u32(msi.offset, submitted as u32, Release);
+        }
+        let newest = AtomicU64::new(submitted);
+        let shared = Arc::new(Shared { newest, recovery, msi, doorbell, producers });
+        let handle = |number| Self {
+            producer: producer.clone(),
+            shared: shared.clone(),
+            number,
+            submitted,
+            ticket: Some(Ticket(submitted)),
+            merged: 0,
+        };
+        Ok((0..producers as usize).map(handle).collect())
+    }
+
     /// A ring of 2^`log2` entries in a memfd of its own, and the consumer that stands for the host's SMMU.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for a log2 size of 0 or above 19; what the system said when it refused the memory.
+    /// `InvalidInput` for a log2 size below 2 or above 19; what the system said when it refused the memory.
     pub fn with_consumer(log2: u32) -> io::Result<(Self, HostSmmu)> {
-        let size = QueueSize::from_log2(log2).filter(|size| size.log2() > 0);
-        let size = size.ok_or(io::ErrorKind::InvalidInput)?;
+        let (mut rings, smmu) = Self::several_with_consumer(log2, 1)?;
+        let ring = rings.pop().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((ring, smmu))
+    }
+
+    /// The same for several producers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::with_consumer`], and [`Self::new`].
+    pub fn several_with_consumer(log2: u32, producers: u32) -> io::Result<(Vec<Self>, HostSmmu)> {
+        let size = QueueSize::from_log2(log2).ok_or(io::ErrorKind::InvalidInput)?;
         // PROD and CONS a page apart from the slots and from each other: one writer a cache line.
         const PAGE: usize = 4096;
         let (_file, memory) = memory::memfd("ecmdq-host-ring", 2 * PAGE + size.bytes())?;
-        let words = SharedQueue::new(memory.clone(), 2 * PAGE, size, memory, 0, PAGE);
-        let words = words.ok_or(io::ErrorKind::InvalidInput)?;
-        let producer = Producer::new(words.clone(), size, Index::ZERO);
-        Ok((Self { producer, written: 0, last_sync: Ticket(0) }, HostSmmu::new(words, size)))
+        let slots = memory.part(2 * PAGE, size.bytes()).ok_or(io::ErrorKind::InvalidInput)?;
+        let layout = RingLayout {
+            slots,
+            log2,
+            registers: memory,
+            prod: 0,
+            cons: PAGE,
+            start: 0,
+            format: RingFormat::Cmdq { gerror: PAGE + 4, gerrorn: 4 },
+            msi: None,
+            doorbell: None,
+        };
+        let smmu = layout.consumer()?;
+        Ok((Self::new(layout, producers)?, smmu))
     }
 
-    fn write(&mut self, commands: &[Command]) -> usize {
-        let n = self.producer.write(bytemuck::cast_slice(commands));
-        if n > 0 {
-            self.producer.publish();
-            self.written += n as u64;
+    /// How often a CMD_SYNC of another producer served as this one's.
+    pub fn merged(&self) -> u64 {
+        self.merged
+    }
+
+    fn ring_doorbell(&self) {
+        // It fails where the counter is full: then it has been rung already.
+        self.shared.doorbell.as_ref().map(|doorbell| doorbell.write(1));
+    }
+
+    /// The position behind the newest CMD_SYNC that is known to be complete, or behind what has been consumed.
+    fn reached(&self) -> u64 {
+        match &self.shared.msi {
+            None => self.producer.consumed().unwrap_or(0),
+            Some(msi) => {
+                // Acquire: pairs with the SMMU's write: what the CMD_SYNC completed is visible.
+                let word = msi.region.load_u32(msi.offset, Acquire);
+                let head = self.producer.head();
+                head - u64::from((head as u32).wrapping_sub(word))
+            }
         }
-        n
     }
 }
 
 impl HostQueue for NativeRing {
     fn submit(&mut self, commands: &[Command]) -> usize {
-        // One slot stays free for the CMD_SYNC that follows, so that `sync` never finds the ring full.
-        let wanted = commands.len() as u32;
-        let room = self.producer.room(wanted + 1).saturating_sub(1);
-        self.write(&commands[..room.min(wanted) as usize])
+        if self.shared.recovery.is_dead() {
+            // So that the guests' CMD_SYNCs are met, and told.
+            self.ticket = None;
+            return commands.len();
+        }
+        // A slot for a CMD_SYNC of each producer stays free, so that `sync` never finds the ring full: since anybody has last
+        // submitted, each has asked for one ticket at most.
+        let (n, end) = self.producer.add(bytemuck::cast_slice(commands), self.shared.producers);
+        if n > 0 {
+            (self.submitted, self.ticket) = (end, None);
+            self.ring_doorbell();
+        }
+        n
     }
 
     fn sync(&mut self) -> Ticket {
-        if self.written > self.last_sync.0 {
-            self.write(&[CMD_SYNC]);
-            self.last_sync = Ticket(self.written);
+        if let Some(ticket) = self.ticket {
+            return ticket;
         }
-        self.last_sync
+        // Acquire: pairs with the release below; a CMD_SYNC that somebody asked for behind what we submitted covers it.
+        let newest = self.shared.newest.load(Acquire);
+        let position = if newest > self.submitted {
+            self.merged += 1;
+            newest
+        } else {
+            let msi = self.shared.msi.as_ref();
+            let Some(end) = self.producer.add_one(|end| cmd_sync(end, msi)) else {
+                // Only a CONS that contradicts PROD can cause it: such a ring never completes anything.
+                return Ticket(u64::MAX);
+            };
+            self.shared.newest.fetch_max(end, Release);
+            self.ring_doorbell();
+            end
+        };
+        self.ticket = Some(Ticket(position));
+        Ticket(position)
     }
 
     fn completed(&mut self) -> Ticket {
-        Ticket(self.written - u64::from(self.producer.unconsumed()))
+        self.shared.recovery.look(&self.producer);
+        Ticket(self.reached())
+    }
+
+    fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
+        let failure = self.shared.recovery.failure(self.number, ticket.0)?;
+        // The next ticket is a new one.
+        self.ticket = None;
+        Some(failure)
     }
 }

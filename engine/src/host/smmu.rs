@@ -1,8 +1,14 @@
 //! The consuming end of a native ring: what stands for the host's SMMU where there is none.
 
-use ecmdq_ring::{Consumer, Index, QueueSize, SharedQueue};
+use std::sync::atomic::Ordering::{Acquire, Release};
 
+use ecmdq_ring::handshake::{Handshake, Step};
+use ecmdq_ring::{Consumer, Index, QueueSize, QueueWords, SharedQueue, SharedRegion, Toggle};
+
+use super::{MsiWord, RingFormat};
 use crate::command::{Command, Opcode};
+use crate::queue::CommandError;
+use crate::registers::{CONS_ERR_SHIFT, GERROR_CMDQ_ERR};
 
 /// Takes commands from a native ring as an SMMU does, and counts them by opcode.
 ///
@@ -10,30 +16,123 @@ use crate::command::{Command, Opcode};
 #[derive(Debug)]
 pub struct HostSmmu {
     consumer: Consumer<SharedQueue>,
+    registers: SharedRegion,
+    control: Control,
+    msi: Option<MsiWord>,
     received: Box<[u64; 256]>,
+}
+
+/// How errors are told.
+#[derive(Debug)]
+enum Control {
+    Cmdq { gerror: usize, gerrorn: usize, errors: Toggle },
+    Ecmdq(Handshake),
 }
 
 const BATCH: usize = 256;
 
 impl HostSmmu {
-    pub(super) fn new(words: SharedQueue, size: QueueSize) -> Self {
-        Self { consumer: Consumer::new(words, size, Index::ZERO), received: Box::new([0; 256]) }
+    /// The consumer of a ring that is enabled and empty at `start`.
+    pub(super) fn new(
+        words: SharedQueue,
+        size: QueueSize,
+        start: Index,
+        registers: SharedRegion,
+        format: RingFormat,
+        msi: Option<MsiWord>,
+    ) -> Self {
+        let control = match format {
+            RingFormat::Cmdq { gerror, gerrorn } => {
+                Control::Cmdq { gerror, gerrorn, errors: Toggle::default() }
+            }
+            RingFormat::Ecmdq => {
+                Control::Ecmdq(Handshake::restored(words.load_prod(Acquire), words.load_cons(Acquire), false))
+            }
+        };
+        let mut consumer = Consumer::new(words, size, start);
+        if let Control::Ecmdq(handshake) = &control {
+            consumer.publish_flags(handshake.flags());
+        }
+        Self { consumer, registers, control, msi, received: Box::new([0; 256]) }
     }
 
     /// Takes up to 256 commands and shows them to `sink` before they count as executed; says how many.
     pub fn poll(&mut self, mut sink: impl FnMut(&[Command])) -> usize {
-        let mut batch = [[0; 2]; BATCH];
-        // Our own producer keeps PROD consistent; were it not, an SMMU may take nothing as well.
-        let n = self.consumer.fetch(self.consumer.prod(), &mut batch, |_| false).unwrap_or(0);
-        if n > 0 {
-            let commands: &[Command] = bytemuck::cast_slice(&batch[..n]);
-            for command in commands {
-                self.received[usize::from(command.opcode().0)] += 1;
-            }
+        self.poll_with(|commands| {
             sink(commands);
-            self.consumer.consume(n);
+            (commands.len(), None)
+        })
+    }
+
+    /// The same with an SMMU that may fail: `execute` says how many commands from the front it executed, and what is wrong
+    /// with the next one. Nothing more is taken until the error is acknowledged.
+    pub fn poll_with(
+        &mut self,
+        mut execute: impl FnMut(&[Command]) -> (usize, Option<CommandError>),
+    ) -> usize {
+        let prod = self.consumer.prod();
+        if !self.runs(prod) {
+            return 0;
         }
-        n
+        let mut batch = [[0; 2]; BATCH];
+        // Our own producers keep PROD consistent; were it not, an SMMU may take nothing as well.
+        let fetched = self.consumer.fetch(prod, &mut batch, |_| false).unwrap_or(0);
+        if fetched == 0 {
+            return 0;
+        }
+        let commands: &[Command] = bytemuck::cast_slice(&batch[..fetched]);
+        let (n, error) = execute(commands);
+        let executed = commands.get(..n).unwrap_or(commands);
+        for command in executed {
+            self.received[usize::from(command.opcode().0)] += 1;
+        }
+        self.consumer.consume(executed.len());
+        if let Some(error) = error {
+            self.fail(error);
+        }
+        executed.iter().for_each(|command| self.signal(*command));
+        executed.len()
+    }
+
+    /// Whether no error is active.
+    fn runs(&mut self, prod: u32) -> bool {
+        match &mut self.control {
+            Control::Ecmdq(handshake) => {
+                if handshake.follow(prod) == Step::Resume {
+                    self.consumer.publish_flags(handshake.flags());
+                }
+                !handshake.is_stopped()
+            }
+            Control::Cmdq { gerrorn, errors, .. } => {
+                // Acquire: what was mended before the acknowledgement is seen.
+                errors.follow(self.registers.load_u32(*gerrorn, Acquire));
+                errors.active() & GERROR_CMDQ_ERR == 0
+            }
+        }
+    }
+
+    fn fail(&mut self, error: CommandError) {
+        match &mut self.control {
+            Control::Ecmdq(handshake) => {
+                handshake.fail(error as u8);
+                self.consumer.publish_flags(handshake.flags());
+            }
+            Control::Cmdq { gerror, errors, .. } => {
+                self.consumer.publish_flags((error as u32) << CONS_ERR_SHIFT);
+                errors.raise(GERROR_CMDQ_ERR);
+                // Release: CONS was stored before.
+                self.registers.store_u32(*gerror, errors.raised(), Release);
+            }
+        }
+    }
+
+    /// Sends a CMD_SYNC's MSI, if it has one.
+    fn signal(&self, command: Command) {
+        let irq = command.opcode() == Opcode::CMD_SYNC && command.bits(0, 13, 12) == 1;
+        if let Some(msi) = self.msi.as_ref().filter(|msi| irq && msi.address == command.0[1]) {
+            // Release: CONS was stored before.
+            msi.region.store_u32(msi.offset, command.bits(0, 63, 32) as u32, Release);
+        }
     }
 
     /// How many commands came, CMD_SYNCs included.

@@ -1,0 +1,160 @@
+//! Errors of a native ring: found, attributed, told to every producer, and mended, as a driver does (facts sheet, sections
+//! 3.3, 4.3 and 7.6).
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
+
+use ecmdq_ring::handshake::{ERR, REASON_SHIFT};
+use ecmdq_ring::{MultiProducer, QueueWords, SharedQueue, SharedRegion};
+use parking_lot::Mutex;
+
+use super::{Cause, Failure, RingFormat};
+use crate::command::{Command, Opcode};
+use crate::queue::CommandError;
+use crate::registers::{CONS_ERR_SHIFT, GERROR_CMDQ_ERR, INDEX};
+
+/// How often the fetch of one command may abort before the ring counts as dead.
+const ABORTS: u32 = 3;
+/// Failures that a producer may leave unasked for.
+const UNASKED: usize = 64;
+
+/// What all producers know of a ring's errors.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    format: RingFormat,
+    registers: SharedRegion,
+    /// Nothing will be executed any more.
+    dead: AtomicBool,
+    /// Held by the producer that mends an error; the others go on without.
+    mending: Mutex<Mending>,
+    inboxes: Box<[Inbox]>,
+}
+
+#[derive(Debug, Default)]
+struct Mending {
+    /// The position of the last command whose fetch aborted, and how often it has.
+    aborted: (u64, u32),
+}
+
+/// What failed, and where, that a producer has not asked for.
+#[derive(Debug)]
+struct Inbox {
+    /// Whether there is anything: looked at without the lock.
+    full: AtomicBool,
+    failures: Mutex<VecDeque<(u64, Failure)>>,
+}
+
+impl Recovery {
+    pub fn new(format: RingFormat, registers: SharedRegion, producers: usize) -> Self {
+        let failures = || Mutex::new(VecDeque::with_capacity(UNASKED));
+        let inbox = |_| Inbox { full: AtomicBool::new(false), failures: failures() };
+        let inboxes = (0..producers).map(inbox).collect();
+        Self { format, registers, dead: AtomicBool::new(false), mending: Mutex::default(), inboxes }
+    }
+
+    /// Finds an error, tells of it, and mends it.
+    pub fn look(&self, producer: &MultiProducer<SharedQueue>) {
+        if self.error(producer).is_none() {
+            return;
+        }
+        let Some(mut mending) = self.mending.try_lock() else { return };
+        // Somebody else may have mended it just now.
+        let (Some(code), Some(position)) = (self.error(producer), producer.consumed()) else { return };
+        let slot = producer.slot(position);
+        let command = Command(producer.words().load_entry(slot));
+        let illegal = command.opcode() != Opcode::CMD_SYNC && code == CommandError::Ill as u32;
+        if illegal {
+            self.tell(position, Failure { cause: Cause::Illegal, command: Some(command) });
+            producer.words().store_entry(slot, [Opcode::CMD_SYNC.0.into(), 0]);
+        } else if code == CommandError::AtcInvSync as u32 {
+            // The CMD_SYNC is executed again; the ATC_INVs are not.
+            self.tell(position, Failure { cause: Cause::AtcTimeout, command: None });
+        } else {
+            let (at, times) = mending.aborted;
+            mending.aborted = if at == position { (at, times + 1) } else { (position, 1) };
+            if mending.aborted.1 > ABORTS || code == CommandError::Ill as u32 {
+                // A CMD_SYNC of ours that is illegal, or memory that is not there: nothing that we could mend.
+                self.dead.store(true, Release);
+                return;
+            }
+        }
+        self.acknowledge(producer);
+    }
+
+    /// Whether nothing will be executed any more.
+    pub fn is_dead(&self) -> bool {
+        // Acquire: pairs with the release in `look`.
+        self.dead.load(Acquire)
+    }
+
+    /// Why a producer's ticket failed, if anything before it has.
+    pub fn failure(&self, number: usize, ticket: u64) -> Option<Failure> {
+        if self.is_dead() {
+            return Some(Failure { cause: Cause::DeviceGone, command: None });
+        }
+        let inbox = &self.inboxes[number];
+        // Acquire: pairs with the release in `tell`, which came before the acknowledgement, and that before any CMD_SYNC
+        // behind it completed.
+        if !inbox.full.load(Acquire) {
+            return None;
+        }
+        let mut failures = inbox.failures.lock();
+        let failure = match failures.front() {
+            Some((position, failure)) if *position < ticket => Some(*failure),
+            _ => None,
+        };
+        if failure.is_some() {
+            failures.pop_front();
+        }
+        inbox.full.store(!failures.is_empty(), Release);
+        failure
+    }
+
+    /// The error code, if an error is active.
+    fn error(&self, producer: &MultiProducer<SharedQueue>) -> Option<u32> {
+        // Acquire: CONS was stored before GERROR, and stands at the command.
+        let (active, code) = match self.format {
+            RingFormat::Ecmdq => {
+                let cons = producer.words().load_cons(Acquire);
+                ((cons ^ producer.flags()) & ERR != 0, cons >> REASON_SHIFT & 7)
+            }
+            RingFormat::Cmdq { gerror, gerrorn } => {
+                let word = |offset| self.registers.load_u32(offset, Acquire);
+                let active = (word(gerror) ^ word(gerrorn)) & GERROR_CMDQ_ERR != 0;
+                (active, producer.words().load_cons(Acquire) >> CONS_ERR_SHIFT & 0x7f)
+            }
+        };
+        active.then_some(code)
+    }
+
+    /// Lets the ring go on. Release: what was mended is seen by whoever sees it.
+    fn acknowledge(&self, producer: &MultiProducer<SharedQueue>) {
+        match self.format {
+            RingFormat::Ecmdq => producer.set_flags(producer.flags() ^ ERR),
+            RingFormat::Cmdq { gerror, gerrorn } => {
+                let toggled = self.registers.load_u32(gerror, Acquire) & GERROR_CMDQ_ERR;
+                let others = self.registers.load_u32(gerrorn, Acquire) & !GERROR_CMDQ_ERR;
+                self.registers.store_u32(gerrorn, others | toggled, Release);
+            }
+        }
+    }
+
+    fn tell(&self, position: u64, failure: Failure) {
+        for inbox in &self.inboxes {
+            let mut failures = inbox.failures.lock();
+            if failures.len() < UNASKED {
+                failures.push_back((position, failure));
+            } else if let Some((_, last)) = failures.back_mut() {
+                // So many that nobody asked for: whose they were is lost, not that they were.
+                *last = Failure { command: None, ..failure };
+            }
+            inbox.full.store(true, Release);
+        }
+    }
+}
+
+/// The bits of a PROD word above the index.
+pub(super) fn flags(format: RingFormat, prod: u32) -> u32 {
+    if format == RingFormat::Ecmdq { prod & !INDEX } else { 0 }
+}
