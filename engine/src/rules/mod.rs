@@ -10,12 +10,13 @@
 //!   TTL128; ranges as the host knows them.
 //!
 //! The table is compiled, for one virtual SMMU, into 256 flat rules. A run of commands with one opcode is decided
-//! as a whole; what is not so uniform goes one by one.
+//! as a whole; what is not so uniform goes one by one, and what most guests send most of the time in a way of its own.
 
 mod batch;
 mod checks;
 mod compile;
 mod request;
+mod runs;
 
 use std::fmt;
 
@@ -25,7 +26,7 @@ use vm_memory::GuestAddress;
 use crate::command::Command;
 use crate::features::Features;
 use crate::identity::Vmid;
-use compile::Rule;
+use compile::{Kind, Rule};
 
 pub use checks::MAX_EXPANSION;
 pub use request::{PageResponse, Request, ResumeAction};
@@ -170,17 +171,36 @@ impl Rules {
                 return Err(BeyondHost(name));
             }
         }
-        Ok(Self {
+        let mut rules = Self {
             table: compile::table(guest, host, vmid),
             ssid_bits: guest.ssid_bits,
             ds: guest.ds,
             one_page_range: quirks.contains(&Quirk::OnePageRange),
             smmu_enabled: true,
-        })
+        };
+        rules.find_plain();
+        Ok(rules)
     }
 
     /// Follows CR0.SMMUEN: while it is 0, ATC_INV and PRI_RESP are checked and have no effect (facts sheet, section 1.5).
     pub fn set_smmu_enabled(&mut self, enabled: bool) {
         self.smmu_enabled = enabled;
+    }
+
+    /// Finds which commands are plain: what [`Self::range`] takes as it is, and all that has no such fields.
+    fn find_plain(&mut self) {
+        let unchanged = |words| self.range(words) == Ok(words);
+        let plain = |num: u64| {
+            let forms = (0..32).filter(|form| unchanged([num << 12, form << 7]));
+            forms.fold(0, |all, form| all | 1 << form)
+        };
+        let ranges = [plain(0), plain(1)];
+        for rule in self.table.iter_mut() {
+            rule.plain = match rule.kind {
+                Kind::Masked => [u32::MAX; 2],
+                Kind::Range => ranges,
+                _ => [0; 2],
+            };
+        }
     }
 }
