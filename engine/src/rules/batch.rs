@@ -1,64 +1,38 @@
 //! The hot path: a batch of commands from one buffer into another.
 //!
-//! Commands come in runs of one opcode. A run is looked at as a whole: the bits that any of its commands has, and the bits
-//! that all of them have. These tell whether the opcode is the same in all (the two agree in its bits), whether a reserved
-//! bit is set in any, whether all name one stream, one granule, and so on: one decision for the run, two operations a
-//! command. Whatever a run leaves open is decided one by one.
+//! A batch that is short and ends with a CMD_SYNC, which is what most guests send most of the time, has a way of its own. In
+//! any other batch, a run of one opcode is decided as a whole (see [`runs`](super::runs)), and the rest one by one: a command
+//! that is [plain](Rule::is_plain) goes through two masks, another by its kind.
 
-use super::checks::{ATC_SIZE_MAX, Expanded, NUM_SCALE, SSV_AND_WITH_IT, TG, TTL, TTL128, signal};
+use super::checks::{Expanded, signal};
 use super::compile::{Kind, Rule};
+use super::runs::{RUN, Whole, merge};
 use super::{Applied, End, Reason, Rejected, Request, Rules};
 use crate::command::table::{self, Role};
 use crate::command::{Command, Opcode};
 use crate::identity::{StreamId, StreamMap};
 
-/// The fewest commands that are worth looking at together.
-const RUN: usize = 8;
-
-/// The bits that any of the commands has, and those that all of them have.
-#[inline(never)]
-fn summary(commands: &[Command]) -> ([u64; 2], [u64; 2]) {
-    commands.iter().fold(([0; 2], [u64::MAX; 2]), |(any, all), Command([low, high])| {
-        ([any[0] | low, any[1] | high], [all[0] & low, all[1] & high])
-    })
-}
-
-/// What the host gets of the bits of a command, and what it gets from us.
-struct Masks {
-    kept: [u64; 2],
-    set: [u64; 2],
-}
-
-/// Copies commands through masks. (Behind one reference: four values behind two would be passed in registers, and the
-/// compiler would not use vectors.)
-#[inline(never)]
-fn merge(from: &[Command], to: &mut [Command], masks: &Masks) {
-    let Masks { kept, set } = masks;
-    for (to, Command([low, high])) in to.iter_mut().zip(from) {
-        *to = Command([low & kept[0] | set[0], high & kept[1] | set[1]]);
-    }
-}
-
-/// What one command became.
+/// Why nothing more was taken.
 #[derive(Clone, Copy)]
-enum One {
-    Host([u64; 2]),
-    Dropped,
-    Nowhere,
-    /// CMD_SYNC; see [`signal`].
+enum Stop {
+    /// There is no room for the next command.
+    Room,
+    /// A CMD_SYNC was taken.
     Sync,
-    /// See [`Rules::reason`].
+    /// A command for the VMM was taken.
+    Request,
+    /// The next command is illegal.
     Illegal,
-    /// See [`Rules::seldom`].
-    Seldom,
 }
 
-/// What became of a command that is seldom.
-struct Seldom {
+/// As [`Applied`], but so small that it stays in registers: what an [`End`] carries is worked out when one is met.
+#[derive(Clone, Copy, Default)]
+struct Passed {
+    taken: usize,
     host: usize,
     dropped: usize,
     widened: usize,
-    request: Option<Request>,
+    stop: Option<Stop>,
 }
 
 impl Rules {
@@ -72,220 +46,220 @@ impl Rules {
     ///
     /// It ends behind the first command that [ends a batch](Self::ends_batch), before one that is illegal, or before one
     /// for which there is no room. One command needs [`MAX_EXPANSION`](super::MAX_EXPANSION) commands of room at most.
+    #[inline]
     pub fn apply(&self, streams: &StreamMap, from: &[Command], to: &mut [Command]) -> Applied {
-        let (mut taken, mut host, mut dropped, mut widened) = (0, 0, 0, 0);
-        let end = 'batch: loop {
-            if taken == from.len() {
-                break End::Batch;
-            }
-            let run = self.run(streams, &from[taken..], &mut to[host..]);
-            taken += run;
-            host += run;
-            for command in from[taken..].iter().take(RUN) {
-                match self.one(streams, *command) {
-                    One::Host(canonical) => {
-                        let Some(room) = to.get_mut(host) else { break 'batch End::Batch };
-                        *room = Command(canonical);
-                        host += 1;
-                    }
-                    One::Dropped => dropped += 1,
-                    One::Nowhere => {}
-                    One::Sync => {
-                        break 'batch match signal(*command) {
-                            Ok(signal) => {
-                                taken += 1;
-                                End::Sync(signal)
-                            }
-                            Err(reason) => illegal(*command, reason),
-                        };
-                    }
-                    One::Illegal => break 'batch illegal(*command, self.reason(*command)),
-                    One::Seldom => match self.seldom(*command, &mut to[host..]) {
-                        Ok(None) => break 'batch End::Batch,
-                        Ok(Some(seldom)) => {
-                            host += seldom.host;
-                            dropped += seldom.dropped;
-                            widened += seldom.widened;
-                            if let Some(request) = seldom.request {
-                                taken += 1;
-                                break 'batch End::Request(request);
-                            }
-                        }
-                        Err(reason) => break 'batch illegal(*command, reason),
-                    },
-                }
-                taken += 1;
-            }
+        let passed = match self.short(from, to) {
+            Some(host) => Passed { taken: from.len(), host, stop: Some(Stop::Sync), ..Passed::default() },
+            None => self.general(streams, from, to),
+        };
+        let Passed { taken, host, dropped, widened, stop } = passed;
+        let end = match stop {
+            None | Some(Stop::Room) => End::Batch,
+            // Not by a call: what the caller has no use for, the compiler leaves out.
+            Some(Stop::Sync) => match from.get(taken.wrapping_sub(1)).map(|sync| signal(*sync)) {
+                Some(Ok(signal)) => End::Sync(signal),
+                _ => End::Batch,
+            },
+            Some(stop @ (Stop::Request | Stop::Illegal)) => self.end(stop, from, taken),
         };
         Applied { taken, host, dropped, widened, end }
     }
 
+    /// Few commands, all plain, and a CMD_SYNC; says how many go to the host. `None` if that is not all there is to it.
     #[inline]
-    fn rule(&self, command: Command) -> &Rule {
+    fn short(&self, from: &[Command], to: &mut [Command]) -> Option<usize> {
+        // In this form one comparison does for the empty batch, too.
+        if from.len().wrapping_sub(1) >= RUN {
+            return None;
+        }
+        let (&sync, few) = from.split_last()?;
+        let room = to.first_chunk_mut::<RUN>()?;
+        let rule = &self.table[usize::from(Opcode::CMD_SYNC.0)];
+        if sync.opcode() != Opcode::CMD_SYNC || rule.has_reserved(sync.0) || signal(sync).is_err() {
+            return None;
+        }
+        for (room, &command) in room.iter_mut().zip(few) {
+            let rule = self.rule(command);
+            if !rule.is_plain(command.0) {
+                return None;
+            }
+            *room = Command(rule.masked(command.0));
+        }
+        Some(few.len())
+    }
+
+    /// Any batch. (Not inlined, as what is seldom: it would take registers from [`Self::short`].)
+    #[inline(never)]
+    fn general(&self, streams: &StreamMap, batch: &[Command], room: &mut [Command]) -> Passed {
+        let most = room.len();
+        let (mut from, mut to) = (batch, room);
+        let (mut dropped, mut widened) = (0, 0);
+        // A run is looked for where this much is left: every few commands, so that it costs little if there is none.
+        let mut look = from.len();
+        let stop = loop {
+            if from.len() <= look {
+                while self.run(streams, &mut from, &mut to) {}
+                look = from.len().saturating_sub(RUN);
+            }
+            let Some((&Command(words), rest)) = from.split_first() else { break None };
+            let rule = self.rule(Command(words));
+            let canonical = match rule.kind {
+                _ if rule.is_plain(words) => Some(rule.masked(words)),
+                _ if rule.has_reserved(words) => break Some(Stop::Illegal),
+                Kind::Stream | Kind::Substream | Kind::AtcInv => match self.mapped(streams, rule, words) {
+                    Ok(canonical) => canonical,
+                    Err(_) => break Some(Stop::Illegal),
+                },
+                Kind::Nowhere => {
+                    from = rest;
+                    continue;
+                }
+                Kind::Sync if signal(Command(words)).is_ok() => {
+                    from = rest;
+                    break Some(Stop::Sync);
+                }
+                _ => {
+                    let one = self.seldom(words, to);
+                    let _taken = from.split_off(..one.taken);
+                    let _written = to.split_off_mut(..one.host);
+                    dropped += one.dropped;
+                    widened += one.widened;
+                    if one.stop.is_some() {
+                        break one.stop;
+                    }
+                    continue;
+                }
+            };
+            match canonical {
+                Some(canonical) => {
+                    let Some(room) = to.split_off_first_mut() else { break Some(Stop::Room) };
+                    *room = Command(canonical);
+                }
+                None => dropped += 1,
+            }
+            from = rest;
+        };
+        Passed { taken: batch.len() - from.len(), host: most - to.len(), dropped, widened, stop }
+    }
+
+    #[inline]
+    pub(super) fn rule(&self, command: Command) -> &Rule {
         &self.table[usize::from(command.opcode().0)]
     }
 
-    /// A run of one opcode at the front for which one decision is enough; says how many commands that is. What stands
-    /// behind it is not decided.
+    /// Takes a run from the front for which one decision is enough; says whether there was one.
     #[inline]
-    fn run(&self, streams: &StreamMap, from: &[Command], to: &mut [Command]) -> usize {
-        let most = from.len().min(to.len());
-        // Soon said where there is none.
-        if most < RUN || from[0].opcode() != from[RUN - 1].opcode() {
-            return 0;
-        }
-        // All of it; all but the CMD_SYNC at its end; a part.
-        for n in [most, most - 1, RUN] {
-            if n < RUN {
-                continue;
-            }
-            let (any, all) = summary(&from[..n]);
-            if let Some(masks) = self.decide(streams, any, all) {
-                merge(&from[..n], &mut to[..n], &masks);
-                return n;
-            }
-        }
-        0
-    }
-
-    /// The decision on a run: `any` are the bits that any of its commands has, `all` those that all of them have. `None` if
-    /// they are not so uniform, or not to be sent to the host one for one.
-    #[inline]
-    fn decide(&self, streams: &StreamMap, any: [u64; 2], all: [u64; 2]) -> Option<Masks> {
-        let differ = [any[0] ^ all[0], any[1] ^ all[1]];
-        let rule = self.rule(Command(any));
-        if differ[0] & 0xff | any[0] & rule.reserved[0] | any[1] & rule.reserved[1] != 0 {
-            return None;
-        }
-        match rule.kind {
-            Kind::Masked => Some(Masks { kept: rule.kept, set: rule.set }),
-            Kind::Range if self.uniform_ranges(any, all, differ) => {
-                Some(Masks { kept: rule.kept, set: rule.set })
-            }
-            Kind::Stream | Kind::Substream | Kind::AtcInv if differ[0] >> 32 == 0 => {
-                let plain = match rule.kind {
-                    Kind::Substream => self.has_substream(any[0]),
-                    Kind::AtcInv => {
-                        self.smmu_enabled && any[0] & SSV_AND_WITH_IT == 0 && any[1] & 0x3f <= ATC_SIZE_MAX
-                    }
-                    _ => true,
+    fn run(&self, streams: &StreamMap, from: &mut &[Command], to: &mut &mut [Command]) -> bool {
+        match self.whole(streams, &from[..from.len().min(to.len())]) {
+            Some((n, Whole::Host(stream))) => {
+                let Some(&first) = from.first() else { return false };
+                let (Some(run), Some(room)) = (from.split_off(..n), to.split_off_mut(..n)) else {
+                    return false;
                 };
-                let host = self.host_stream(streams, StreamId((any[0] >> 32) as u32)).filter(|_| plain)?;
-                let set = [rule.set[0] | u64::from(host.0) << 32, rule.set[1]];
-                Some(Masks { kept: rule.kept, set })
+                merge(run, room, &self.rule(first).masks, stream);
+                true
             }
-            _ => None,
+            Some((n, Whole::Nowhere)) => from.split_off(..n).is_some(),
+            None => false,
         }
     }
 
-    /// Whether the range fields of a run are certainly legal, and go to the host as they are.
+    /// A command with a StreamID, as the host gets it; `None` if it is one without effect.
     #[inline]
-    fn uniform_ranges(&self, any: [u64; 2], all: [u64; 2], differ: [u64; 2]) -> bool {
-        if differ[1] & TG != 0 || any[1] & TTL128 != 0 {
-            return false;
-        }
-        match any[1] & TG {
-            0 => any[0] & NUM_SCALE | any[1] & TTL == 0,
-            // With 16K granules, TTL=1 needs a closer look; 2 and 3 have the upper bit, in all of them here.
-            0x800 if all[1] & 0x200 == 0 => false,
-            _ => all[0] & NUM_SCALE | all[1] & TTL != 0,
-        }
-    }
-
-    #[inline]
-    fn one(&self, streams: &StreamMap, command: Command) -> One {
-        let rule = self.rule(command);
-        let [low, high] = command.0;
-        if low & rule.reserved[0] | high & rule.reserved[1] != 0 {
-            return One::Illegal;
-        }
-        match rule.kind {
-            Kind::Masked => One::Host(rule.masked([low, high])),
-            Kind::Range => {
-                self.range([low, high]).map_or(One::Illegal, |checked| One::Host(rule.masked(checked)))
+    fn mapped(
+        &self,
+        streams: &StreamMap,
+        rule: &Rule,
+        [low, high]: [u64; 2],
+    ) -> Result<Option<[u64; 2]>, Reason> {
+        let (low, effective) = match rule.kind {
+            Kind::Substream => (low, self.has_substream(low)),
+            Kind::AtcInv => {
+                let low = low & !self.atc_ignored(Command([low, high]))?;
+                (low, self.smmu_enabled && self.has_substream(low))
             }
-            Kind::Stream => self.mapped(streams, command, rule.masked([low, high])),
-            Kind::Substream if self.has_substream(low) => {
-                self.mapped(streams, command, rule.masked([low, high]))
-            }
-            Kind::Substream => One::Dropped,
-            Kind::AtcInv => match self.atc_ignored(command) {
-                Ok(ignored) if self.smmu_enabled && self.has_substream(low & !ignored) => {
-                    self.mapped(streams, command, rule.masked([low & !ignored, high]))
-                }
-                Ok(_) => One::Dropped,
-                Err(_) => One::Illegal,
-            },
-            Kind::Nowhere => One::Nowhere,
-            Kind::Sync => One::Sync,
-            Kind::Illegal | Kind::Expand | Kind::AtcIgnored | Kind::Vmm => One::Seldom,
-        }
-    }
-
-    /// Maps the StreamID of a canonical command. A stream that the guest does not own makes it one without effect.
-    #[inline]
-    fn mapped(&self, streams: &StreamMap, command: Command, [low, high]: [u64; 2]) -> One {
-        match self.host_stream(streams, StreamId(command.stream())) {
-            Some(host) => One::Host([low | u64::from(host.0) << 32, high]),
-            None => One::Dropped,
-        }
-    }
-
-    /// Why [`Self::one`] found a command illegal.
-    #[cold]
-    fn reason(&self, command: Command) -> Reason {
-        let rule = self.rule(command);
-        let reserved = [command.0[0] & rule.reserved[0], command.0[1] & rule.reserved[1]];
-        let checked = match rule.kind {
-            _ if reserved != [0; 2] => Err(reserved_bits(command, reserved)),
-            Kind::Range => self.range(command.0).map(drop),
-            Kind::AtcInv => self.atc_ignored(command).map(drop),
-            _ => Ok(()),
+            _ => (low, true),
         };
-        checked.err().unwrap_or(Reason::Opcode)
+        let host = self.host_stream(streams, StreamId((low >> 32) as u32)).filter(|_| effective);
+        let masked = rule.masked([low, high]);
+        Ok(host.map(|host| [masked[0] | u64::from(host.0) << 32, masked[1]]))
     }
 
-    /// Commands that are no part of a fast path; `None` if there is no room for what they become.
+    /// Commands that are no part of a fast path, one by one.
     #[inline(never)]
-    fn seldom(&self, command: Command, to: &mut [Command]) -> Result<Option<Seldom>, Reason> {
+    fn seldom(&self, words: [u64; 2], to: &mut [Command]) -> Passed {
+        let illegal = Passed { stop: Some(Stop::Illegal), ..Passed::default() };
+        self.one(Command(words), to).unwrap_or(illegal)
+    }
+
+    fn one(&self, command: Command, to: &mut [Command]) -> Result<Passed, Reason> {
         let rule = self.rule(command);
-        let nothing = Seldom { host: 0, dropped: 0, widened: 0, request: None };
-        match rule.kind {
-            Kind::Expand => {
-                let expanded = Self::expand(self.range(command.0)?, |words| rule.masked(words));
+        let taken = Passed { taken: 1, ..Passed::default() };
+        Ok(match rule.kind {
+            Kind::Range | Kind::Expand => {
+                let checked = self.range(command.0)?;
+                let expanded = match rule.kind {
+                    Kind::Expand => Self::expand(checked, |words| rule.masked(words)),
+                    _ => Expanded::Each { first: Command(rule.masked(checked)), step: 0, count: 1 },
+                };
                 let widened = usize::from(expanded == Expanded::All);
-                Ok(self.write(expanded, to).map(|host| Seldom { host, widened, ..nothing }))
+                match self.write(expanded, to) {
+                    Some(host) => Passed { host, widened, ..taken },
+                    None => Passed { stop: Some(Stop::Room), ..Passed::default() },
+                }
             }
             Kind::AtcIgnored => {
                 self.atc_ignored(command)?;
-                Ok(Some(Seldom { dropped: 1, ..nothing }))
+                Passed { dropped: 1, ..taken }
             }
-            Kind::Vmm => {
-                let request = self.request(command)?;
-                let ignored = matches!(request, Request::PageResponse(_)) && !self.smmu_enabled;
-                let (dropped, request) = if ignored { (1, None) } else { (0, Some(request)) };
-                Ok(Some(Seldom { dropped, request, ..nothing }))
-            }
-            _ => Err(Reason::Opcode),
-        }
+            Kind::Vmm => match self.request(command)? {
+                Request::PageResponse(_) if !self.smmu_enabled => Passed { dropped: 1, ..taken },
+                _ => Passed { stop: Some(Stop::Request), ..taken },
+            },
+            _ => return Err(Reason::Opcode),
+        })
     }
 
     /// Writes what a range becomes, if there is room for all of it; says how many commands that is.
     fn write(&self, expanded: Expanded, to: &mut [Command]) -> Option<usize> {
         let (first, step, count) = match expanded {
             Expanded::Each { first, step, count } => (first, step, count),
-            Expanded::All => (Command(self.rule(Command([u64::from(Opcode::TLBI_NH_ALL.0), 0])).set), 0, 1),
+            Expanded::All => {
+                (Command(self.rule(Command([u64::from(Opcode::TLBI_NH_ALL.0), 0])).masks.set), 0, 1)
+            }
         };
         for (i, to) in to.get_mut(..count)?.iter_mut().enumerate() {
             *to = Command([first.0[0], first.0[1] + i as u64 * step]);
         }
         Some(count)
     }
-}
 
-#[cold]
-fn illegal(command: Command, reason: Reason) -> End {
-    End::Illegal(Rejected { command, reason })
+    /// The end behind a command for the VMM, or before an illegal one.
+    #[cold]
+    #[inline(never)]
+    fn end(&self, stop: Stop, from: &[Command], taken: usize) -> End {
+        let at = if matches!(stop, Stop::Illegal) { taken } else { taken.wrapping_sub(1) };
+        let Some(&command) = from.get(at) else { return End::Batch };
+        match (stop, self.request(command)) {
+            (Stop::Request, Ok(request)) => End::Request(request),
+            _ => End::Illegal(Rejected { command, reason: self.reason(command) }),
+        }
+    }
+
+    /// Why a command is illegal.
+    fn reason(&self, command: Command) -> Reason {
+        let rule = self.rule(command);
+        let reserved = [command.0[0] & rule.reserved[0], command.0[1] & rule.reserved[1]];
+        let checked = match rule.kind {
+            _ if reserved != [0; 2] => Err(reserved_bits(command, reserved)),
+            Kind::Range | Kind::Expand => self.range(command.0).map(drop),
+            Kind::AtcInv | Kind::AtcIgnored => self.atc_ignored(command).map(drop),
+            Kind::Vmm => self.request(command).map(drop),
+            Kind::Sync => signal(command).map(drop),
+            _ => Ok(()),
+        };
+        checked.err().unwrap_or(Reason::Opcode)
+    }
 }
 
 /// What is wrong with reserved bits: a field that must be zero, by its name, or bits of no field.

@@ -10,12 +10,13 @@
 //!   TTL128; ranges as the host knows them.
 //!
 //! The table is compiled, for one virtual SMMU, into 256 flat rules. A run of commands with one opcode is decided
-//! as a whole; what is not so uniform goes one by one.
+//! as a whole; what is not so uniform goes one by one, and what most guests send most of the time in a way of its own.
 
 mod batch;
 mod checks;
 mod compile;
 mod request;
+mod runs;
 
 use std::fmt;
 
@@ -175,7 +176,7 @@ impl Rules {
                 return Err(BeyondHost(name));
             }
         }
-        Ok(Self {
+        let mut rules = Self {
             table: compile::table(guest, host, vmid),
             vmid,
             guest_streams: false,
@@ -183,7 +184,9 @@ impl Rules {
             ds: guest.ds,
             one_page_range: quirks.contains(&Quirk::OnePageRange),
             smmu_enabled: true,
-        })
+        };
+        rules.find_plain();
+        Ok(rules)
     }
 
     /// Follows CR0.SMMUEN: while it is 0, ATC_INV and PRI_RESP are checked and have no effect (facts sheet, section 1.5).
@@ -195,11 +198,11 @@ impl Rules {
     /// or the host lacks it.
     pub(crate) fn host_all(&self, opcode: Opcode, stream: HostStreamId) -> Option<Command> {
         const ATC_ALL: u64 = 52;
-        let Rule { set, kind, .. } = self.table[usize::from(opcode.0)];
+        let Rule { masks, kind, .. } = self.table[usize::from(opcode.0)];
         let high = if kind == Kind::AtcInv { ATC_ALL } else { 0 };
         match kind {
             Kind::Illegal | Kind::AtcIgnored => None,
-            _ => Some(Command([set[0] | u64::from(stream.0) << 32, set[1] | high])),
+            _ => Some(Command([masks.set[0] | u64::from(stream.0) << 32, masks.set[1] | high])),
         }
     }
 
@@ -235,5 +238,21 @@ impl Rules {
     /// Whether ATC_INV goes to the host.
     pub(crate) fn forwards_atc(&self) -> bool {
         self.table[usize::from(Opcode::ATC_INV.0)].kind == Kind::AtcInv
+    }
+    /// Finds which commands are plain: what [`Self::range`] takes as it is, and all that has no such fields.
+    fn find_plain(&mut self) {
+        let unchanged = |words| self.range(words) == Ok(words);
+        let plain = |num: u64| {
+            let forms = (0..32).filter(|form| unchanged([num << 12, form << 7]));
+            forms.fold(0, |all, form| all | 1 << form)
+        };
+        let ranges = [plain(0), plain(1)];
+        for rule in self.table.iter_mut() {
+            rule.plain = match rule.kind {
+                Kind::Masked => [u32::MAX; 2],
+                Kind::Range => ranges,
+                _ => [0; 2],
+            };
+        }
     }
 }
