@@ -1,0 +1,64 @@
+//! What every host queue must do, whatever is behind it: the contract of `HostQueue`, run against each kind.
+
+mod subjects;
+mod suite;
+
+use subjects::{EcmdqWithMsi, OneOfTwo, Ring};
+
+/// All of the suite for a kind of host queue.
+macro_rules! conforms {
+    ($kind:ident: $subject:expr) => {
+        mod $kind {
+            use super::*;
+
+            #[test]
+            fn takes_commands_in_order_and_says_how_many() {
+                suite::takes_commands_in_order_and_says_how_many(&mut $subject);
+            }
+
+            #[test]
+            fn a_full_queue_takes_less_and_goes_on_later() {
+                suite::a_full_queue_takes_less_and_goes_on_later(&mut $subject);
+            }
+
+            #[test]
+            fn a_ticket_is_reached_when_all_before_it_was_executed() {
+                suite::a_ticket_is_reached_when_all_before_it_was_executed(&mut $subject);
+            }
+
+            #[test]
+            fn a_full_queue_still_gives_a_ticket() {
+                suite::a_full_queue_still_gives_a_ticket(&mut $subject);
+            }
+
+            #[test]
+            fn with_nothing_new_a_ticket_is_shared() {
+                suite::with_nothing_new_a_ticket_is_shared(&mut $subject);
+            }
+
+            #[test]
+            fn anything_in_any_order_is_executed_once_and_tickets_tell_the_truth() {
+                suite::anything_in_any_order_is_executed_once_and_tickets_tell_the_truth(|| $subject);
+            }
+
+            #[test]
+            fn an_illegal_command_is_left_out_and_named() {
+                suite::an_illegal_command_is_left_out_and_named(&mut $subject);
+            }
+
+            #[test]
+            fn an_atc_timeout_fails_a_ticket_and_the_next_is_reached() {
+                suite::an_atc_timeout_fails_a_ticket_and_the_next_is_reached(&mut $subject);
+            }
+
+            #[test]
+            fn a_dead_device_fails_every_ticket_and_never_blocks() {
+                suite::a_dead_device_fails_every_ticket_and_never_blocks(&mut $subject);
+            }
+        }
+    };
+}
+
+conforms!(native_ring: Ring::new());
+conforms!(native_ecmdq_with_msi: EcmdqWithMsi::new());
+conforms!(one_of_two_producers: OneOfTwo::new());

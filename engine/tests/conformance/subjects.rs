@@ -1,0 +1,212 @@
+//! The kinds of host queues, each with a hand on what is behind it.
+
+use ecmdq_engine::host::{HostQueue, HostSmmu, MsiWord, NativeRing, RingFormat, RingLayout};
+use ecmdq_engine::{Command, CommandError, Opcode};
+use ecmdq_ring::SharedRegion;
+
+/// What the device does with commands from now on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Device {
+    /// Executes them.
+    Fine,
+    /// Finds this one illegal.
+    Refuses(Command),
+    /// Endpoints do not answer ATC_INV, once.
+    TimesOut,
+    /// Never executes anything again.
+    Gone,
+}
+
+/// A host queue and the device behind it, which does nothing by itself.
+pub trait Subject {
+    fn queue(&mut self) -> &mut dyn HostQueue;
+    /// How many commands may be outstanding at least before the queue is full.
+    fn capacity(&self) -> usize;
+    fn set_device(&mut self, device: Device);
+    /// Lets the device work until it has nothing left to do.
+    fn work(&mut self);
+    /// What it has executed so far, synchronisations left out.
+    fn executed(&self) -> &[Command];
+}
+
+/// The device behind a native ring.
+#[derive(Debug)]
+struct Behind {
+    smmu: HostSmmu,
+    device: Device,
+    executed: Vec<Command>,
+}
+
+impl Behind {
+    fn new(smmu: HostSmmu) -> Self {
+        Self { smmu, device: Device::Fine, executed: Vec::new() }
+    }
+
+    /// One poll; says whether there was anything.
+    fn step(&mut self) -> bool {
+        let Self { smmu, device, executed } = self;
+        let mut failed = false;
+        let n = smmu.poll_with(|commands| {
+            let (n, error) = execute(commands, device);
+            failed = error.is_some();
+            let commands = commands[..n].iter().filter(|command| command.opcode() != Opcode::CMD_SYNC);
+            executed.extend(commands);
+            (n, error)
+        });
+        n > 0 || failed
+    }
+}
+
+/// How many of the commands are executed, and what is wrong with the next.
+fn execute(commands: &[Command], device: &mut Device) -> (usize, Option<CommandError>) {
+    let is_sync = |command: &Command| command.opcode() == Opcode::CMD_SYNC;
+    match *device {
+        Device::Fine => (commands.len(), None),
+        Device::Gone => (0, Some(CommandError::Abt)),
+        Device::Refuses(refused) => match commands.iter().position(|command| *command == refused) {
+            Some(at) => (at, Some(CommandError::Ill)),
+            None => (commands.len(), None),
+        },
+        Device::TimesOut => match commands.iter().position(is_sync) {
+            Some(at) => {
+                *device = Device::Fine;
+                (at, Some(CommandError::AtcInvSync))
+            }
+            None => (commands.len(), None),
+        },
+    }
+}
+
+/// A native ring in the format of the CMDQ, whose CONS is looked at.
+pub struct Ring {
+    ring: NativeRing,
+    behind: Behind,
+}
+
+const LOG2: u32 = 5;
+
+impl Ring {
+    pub fn new() -> Self {
+        let (ring, smmu) = NativeRing::with_consumer(LOG2).unwrap();
+        Self { ring, behind: Behind::new(smmu) }
+    }
+}
+
+/// A native ring in the format of an ECMDQ, whose CMD_SYNCs send MSIs, and which starts just before its indices wrap.
+pub struct EcmdqWithMsi(Ring);
+
+impl EcmdqWithMsi {
+    pub fn new() -> Self {
+        const EN: u32 = 1 << 31;
+        const START: u32 = 61;
+        let memory = SharedRegion::from_words(vec![0; 1024]);
+        memory.store_u32(0x1008, EN | START, std::sync::atomic::Ordering::Relaxed);
+        memory.store_u32(0x100c, EN | START, std::sync::atomic::Ordering::Relaxed);
+        let layout = RingLayout {
+            slots: memory.clone(),
+            log2: LOG2,
+            registers: memory.clone(),
+            prod: 0x1008,
+            cons: 0x100c,
+            start: START,
+            format: RingFormat::Ecmdq,
+            msi: Some(MsiWord { region: memory, offset: 0x1800, address: 0xfee_0000 }),
+            doorbell: None,
+        };
+        let behind = Behind::new(layout.consumer().unwrap());
+        let ring = NativeRing::new(layout, 1).unwrap().remove(0);
+        Self(Ring { ring, behind })
+    }
+}
+
+/// One of two producers of a native ring; the other sends a CMD_SYNC of its own now and then.
+pub struct OneOfTwo {
+    ring: Ring,
+    other: NativeRing,
+    works: u64,
+}
+
+impl OneOfTwo {
+    pub fn new() -> Self {
+        let (mut rings, smmu) = NativeRing::several_with_consumer(LOG2, 2).unwrap();
+        let other = rings.remove(1);
+        Self { ring: Ring { ring: rings.remove(0), behind: Behind::new(smmu) }, other, works: 0 }
+    }
+
+    /// A command that the suite does not send.
+    const OTHERS: Command = Command([0xfff0_0000_0000_0011, 0]);
+}
+
+impl Subject for Ring {
+    fn queue(&mut self) -> &mut dyn HostQueue {
+        &mut self.ring
+    }
+
+    fn capacity(&self) -> usize {
+        24
+    }
+
+    fn set_device(&mut self, device: Device) {
+        self.behind.device = device;
+    }
+
+    fn work(&mut self) {
+        while self.behind.step() {
+            // Whoever asks what has completed mends errors on the way.
+            self.ring.completed();
+        }
+    }
+
+    fn executed(&self) -> &[Command] {
+        &self.behind.executed
+    }
+}
+
+impl Subject for EcmdqWithMsi {
+    fn queue(&mut self) -> &mut dyn HostQueue {
+        self.0.queue()
+    }
+
+    fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    fn set_device(&mut self, device: Device) {
+        self.0.set_device(device);
+    }
+
+    fn work(&mut self) {
+        self.0.work();
+    }
+
+    fn executed(&self) -> &[Command] {
+        self.0.executed()
+    }
+}
+
+impl Subject for OneOfTwo {
+    fn queue(&mut self) -> &mut dyn HostQueue {
+        self.ring.queue()
+    }
+
+    fn capacity(&self) -> usize {
+        20
+    }
+
+    fn set_device(&mut self, device: Device) {
+        self.ring.set_device(device);
+    }
+
+    fn work(&mut self) {
+        self.works += 1;
+        if self.works % 2 == 0 && self.other.submit(&[Self::OTHERS]) == 1 {
+            self.other.sync();
+        }
+        self.ring.work();
+        self.ring.behind.executed.retain(|command| *command != Self::OTHERS);
+    }
+
+    fn executed(&self) -> &[Command] {
+        self.ring.executed()
+    }
+}
