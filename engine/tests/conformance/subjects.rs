@@ -199,7 +199,7 @@ impl Subject for OneOfTwo {
 
     fn work(&mut self) {
         self.works += 1;
-        if self.works % 2 == 0 && self.other.submit(&[Self::OTHERS]) == 1 {
+        if self.works.is_multiple_of(2) && self.other.submit(&[Self::OTHERS]) == 1 {
             self.other.sync();
         }
         self.ring.work();
