@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::atomic::Ordering::Release;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ecmdq_bench::Machine;
+use ecmdq_bench::{Machine, Registers};
 use ecmdq_engine::host::{HostSmmu, NativeRing};
 use ecmdq_engine::registers::{CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0, CR0_CMDQEN};
 use ecmdq_engine::{Features, Worker};
@@ -38,10 +38,12 @@ impl Engine {
         let machine = Machine::new(0, Features::default(), &[]).expect("memory");
         let (native, host) = NativeRing::with_consumer(LOG2).expect("memory");
         let mut worker = Worker::new(native);
-        worker.attach(machine.virtual_smmu().expect("default features"));
+        worker.attach(machine.smmu.clone());
         let size = QueueSize::capped(LOG2, QueueSize::MAX);
         let ring = machine.region(Machine::RAM_BASE, size.bytes()).expect("it fits");
-        let registers = &machine.registers;
+        let Registers::Memory(registers) = &machine.registers else {
+            panic!("without ECMDQs, registers are memory");
+        };
         registers.store_u64(CMDQ_BASE, Machine::RAM_BASE.0 | u64::from(LOG2), Release);
         registers.store_u32(CR0, CR0_CMDQEN, Release);
         worker.poll();

@@ -1,4 +1,4 @@
-//! A guest's SMMU driver, as far as the command queue goes.
+//! A guest's SMMU driver, as far as a command queue goes.
 
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::{Duration, Instant};
@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use crossbeam::utils::Backoff;
 use ecmdq_engine::Command;
 use ecmdq_engine::registers::*;
-use ecmdq_ring::{Index, Producer, QueueSize, SharedQueue, SharedRegion};
+use ecmdq_ring::handshake::{EN, ERR, REASON_SHIFT};
+use ecmdq_ring::{Index, Producer, QueueSize, QueueWords, SharedQueue, SharedRegion};
 use thiserror::Error;
 use vm_memory::GuestAddress;
+
+use crate::registers::{Registers, TIMEOUT, acknowledged};
 
 /// How a CMD_SYNC is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,9 +29,12 @@ pub enum DriverError {
     /// The queue does not lie in the memory given, or the SMMU does not take one of its size.
     #[error("no queue of 2^{0} entries can be had")]
     NoQueue(u32),
-    /// CR0 was not acknowledged.
-    #[error("CR0 was not acknowledged within a second")]
-    NoAck,
+    /// The SMMU has no ECMDQ of this number, or its control page is not where it says.
+    #[error("there is no ECMDQ {0}")]
+    NoEcmdq(u32),
+    /// A register was not acknowledged.
+    #[error("{0} was not acknowledged within a second")]
+    NoAck(&'static str),
     /// A CMD_SYNC did not complete.
     #[error("CMD_SYNC timeout at PROD {prod:#x}, CONS {cons:#x}")]
     SyncTimeout {
@@ -40,9 +46,9 @@ pub enum DriverError {
     /// The SMMU stopped at a command.
     #[error("command error {code} at CONS {cons:#x}: {command}")]
     Command {
-        /// CMDQ_CONS.ERR.
+        /// CMDQ_CONS.ERR, or ECMDQ_CONS.ERR_REASON.
         code: u32,
-        /// CMDQ_CONS.RD.
+        /// RD.
         cons: u32,
         /// What is there.
         command: Command,
@@ -52,41 +58,70 @@ pub enum DriverError {
 /// A driver that has its queue to itself.
 #[derive(Debug)]
 pub struct Driver {
-    registers: SharedRegion,
+    kind: Kind,
     producer: Producer<SharedQueue>,
     base: GuestAddress,
 }
 
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// What tells of errors.
+#[derive(Debug)]
+enum Kind {
+    /// GERROR and GERRORN.
+    Cmdq(Registers),
+    /// The queue's own PROD and CONS.
+    Ecmdq,
+}
+
 const CS_IRQ_ISH_WB: u64 = 0x0fc0_1046;
 const CS_SEV_ISH_WB: u64 = 0x0fc0_2046;
 
 impl Driver {
-    /// Resets the SMMU as a driver does, and enables a queue of 2^`log2` entries at `base`, whose memory is `ring`.
+    /// Resets the SMMU as a driver does, and enables a CMDQ of 2^`log2` entries at `base`, whose memory is `ring`.
     ///
     /// # Errors
     ///
     /// [`DriverError::NoQueue`], [`DriverError::NoAck`].
-    pub fn enable(
-        registers: &SharedRegion,
+    pub fn cmdq(
+        pages: &SharedRegion,
         base: GuestAddress,
         ring: SharedRegion,
         log2: u32,
     ) -> Result<Self, DriverError> {
-        let cmdqs = registers.load_u32(IDR1, Acquire) >> 21 & 0x1f;
-        let size = QueueSize::from_log2(log2).filter(|_| log2 <= cmdqs);
-        let size = size.ok_or(DriverError::NoQueue(log2))?;
-        let words = SharedQueue::new(ring, 0, size, registers.clone(), CMDQ_PROD, CMDQ_CONS);
-        let words = words.ok_or(DriverError::NoQueue(log2))?;
-        let driver =
-            Self { registers: registers.clone(), producer: Producer::new(words, size, Index::ZERO), base };
-        driver.set_cr0(0)?;
-        registers.store_u64(CMDQ_BASE, base.0 | u64::from(log2), Release);
-        registers.store_u32(CMDQ_PROD, 0, Release);
-        registers.store_u32(CMDQ_CONS, 0, Release);
-        driver.set_cr0(CR0_CMDQEN)?;
-        driver.set_cr0(CR0_CMDQEN | CR0_SMMUEN)?;
-        Ok(driver)
+        let registers = Registers::Memory(pages.clone());
+        let producer = producer(&registers, ring, log2, pages, CMDQ_PROD)?;
+        registers.set_cr0(0)?;
+        pages.store_u64(CMDQ_BASE, base.0 | u64::from(log2), Release);
+        pages.store_u32(CMDQ_PROD, 0, Release);
+        pages.store_u32(CMDQ_CONS, 0, Release);
+        registers.set_cr0(CR0_CMDQEN)?;
+        registers.set_cr0(CR0_CMDQEN | CR0_SMMUEN)?;
+        Ok(Self { kind: Kind::Cmdq(registers), producer, base })
+    }
+
+    /// Enables an ECMDQ of 2^`log2` entries at `base`, whose memory is `ring` (facts sheet, section 4.5). The SMMU has been
+    /// [reset](Registers::reset).
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::NoEcmdq`], [`DriverError::NoQueue`], [`DriverError::NoAck`].
+    pub fn ecmdq(
+        registers: &Registers,
+        number: u32,
+        base: GuestAddress,
+        ring: SharedRegion,
+        log2: u32,
+    ) -> Result<Self, DriverError> {
+        let block = registers.ecmdq(number).ok_or(DriverError::NoEcmdq(number))?;
+        let mut producer = producer(registers, ring, log2, &block, ECMDQ_PROD)?;
+        let enack = || block.load_u32(ECMDQ_CONS, Acquire) & EN;
+        // BASE and CONS can be written while the queue is disabled only.
+        producer.publish_flags(0);
+        acknowledged("ECMDQ_PROD", || enack() == 0)?;
+        block.store_u64(ECMDQ_BASE, base.0 | u64::from(log2), Release);
+        block.store_u32(ECMDQ_CONS, 0, Release);
+        producer.publish_flags(EN);
+        acknowledged("ECMDQ_PROD", || enack() == EN)?;
+        Ok(Self { kind: Kind::Ecmdq, producer, base })
     }
 
     /// Sends commands and a CMD_SYNC in one go, waits until it has completed, and tells how long that took.
@@ -107,6 +142,7 @@ impl Driver {
         };
         self.producer.write(&[command]);
         let start = Instant::now();
+        // An ECMDQ's doorbell says EN and ERRACK again: they are in the same register.
         self.producer.publish();
         match sync {
             Sync::Msi => self.wait(start, |driver| {
@@ -131,18 +167,23 @@ impl Driver {
     }
 
     fn check(&self, start: Instant) -> Result<(), DriverError> {
-        let cons = self.registers.load_u32(CMDQ_CONS, Acquire);
-        let error = self.registers.load_u32(GERROR, Acquire) ^ self.registers.load_u32(GERRORN, Acquire);
-        if error & GERROR_CMDQ_ERR != 0 {
+        let (error, cons) = match &self.kind {
+            Kind::Cmdq(registers) => {
+                // GERROR before CONS: what CONS says of an error is visible with it.
+                let active = registers.read(GERROR) ^ registers.read(GERRORN);
+                let cons = self.cons();
+                ((active & GERROR_CMDQ_ERR != 0).then_some(cons >> CONS_ERR_SHIFT), cons)
+            }
+            Kind::Ecmdq => {
+                let cons = self.cons();
+                let active = (cons ^ self.producer.flags()) & ERR != 0;
+                (active.then_some(cons >> REASON_SHIFT & 7), cons)
+            }
+        };
+        if let Some(code) = error {
             let size = self.producer.size();
-            let slot = 16 * size.slot(size.index(cons)) as usize;
-            let ring = self.producer.words().ring();
-            let command = Command([ring.load_u64(slot, Acquire), ring.load_u64(slot + 8, Acquire)]);
-            return Err(DriverError::Command {
-                code: cons >> CONS_ERR_SHIFT,
-                cons: cons & 0xf_ffff,
-                command,
-            });
+            let entry = self.producer.words().load_entry(size.slot(size.index(cons)));
+            return Err(DriverError::Command { code, cons: cons & INDEX, command: Command(entry) });
         }
         if start.elapsed() > TIMEOUT {
             return Err(DriverError::SyncTimeout { prod: self.producer.prod().raw(), cons });
@@ -150,15 +191,24 @@ impl Driver {
         Ok(())
     }
 
-    fn set_cr0(&self, value: u32) -> Result<(), DriverError> {
-        self.registers.store_u32(CR0, value, Release);
-        let (start, backoff) = (Instant::now(), Backoff::new());
-        while self.registers.load_u32(CR0ACK, Acquire) != value {
-            if start.elapsed() > TIMEOUT {
-                return Err(DriverError::NoAck);
-            }
-            backoff.snooze();
-        }
-        Ok(())
+    /// The CONS register.
+    fn cons(&self) -> u32 {
+        // Acquire: with an error, everything before it is seen.
+        self.producer.words().load_cons(Acquire)
     }
+}
+
+/// The producer of an empty queue whose PROD, and CONS behind it, are at `prod` of `words`.
+fn producer(
+    registers: &Registers,
+    ring: SharedRegion,
+    log2: u32,
+    words: &SharedRegion,
+    prod: usize,
+) -> Result<Producer<SharedQueue>, DriverError> {
+    let cmdqs = registers.read(IDR1) >> 21 & 0x1f;
+    let size = QueueSize::from_log2(log2).filter(|_| log2 <= cmdqs);
+    let size = size.ok_or(DriverError::NoQueue(log2))?;
+    let queue = SharedQueue::new(ring, 0, size, words.clone(), prod, prod + 4);
+    Ok(Producer::new(queue.ok_or(DriverError::NoQueue(log2))?, size, Index::ZERO))
 }

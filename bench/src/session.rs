@@ -1,5 +1,6 @@
 //! Guests, a worker and a host on threads of their own.
 
+use std::collections::BTreeSet;
 use std::sync::Barrier;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,22 +12,37 @@ use crossbeam::utils::Backoff;
 use ecmdq_engine::host::{HostSmmu, NativeRing};
 use ecmdq_engine::{Features, Opcode, Stats, StatsReader, VirtualSmmu, Worker};
 use hdrhistogram::Histogram;
+use vm_memory::GuestAddress;
 
 use crate::driver::{Driver, DriverError};
 use crate::machine::Machine;
+use crate::registers::Registers;
 use crate::traffic::Traffic;
 use crate::verify::{Verdict, Verifier};
+
+/// Which of its queues a guest uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueKind {
+    /// The CMDQ, through register pages that are memory. There is one, and the driver here has it to itself.
+    Cmdq,
+    /// ECMDQs, one for each vCPU, on control pages that are memory; pages 0 and 1 trap.
+    Ecmdq,
+}
 
 /// What a session does.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How many guests.
     pub guests: u16,
-    /// How long they send; each sends its traffic at least once.
+    /// Which queues they use.
+    pub queue: QueueKind,
+    /// How many each uses, up to 256, with a vCPU for each: a thread.
+    pub queues: u16,
+    /// How long they send; each queue gets its traffic at least once.
     pub time: Duration,
-    /// What each sends.
+    /// What each queue is sent.
     pub traffic: Traffic,
-    /// log2 of the entries of each guest's queue.
+    /// log2 of the entries of each queue.
     pub queue_log2: u32,
     /// log2 of the entries of the host's ring.
     pub host_log2: u32,
@@ -43,8 +59,8 @@ pub struct GuestReport {
     pub sent: u64,
     /// From the doorbell to the CMD_SYNC's completion, in nanoseconds.
     pub sync_ns: Histogram<u64>,
-    /// Why it stopped early.
-    pub error: Option<DriverError>,
+    /// Which of its queues stopped early, and why.
+    pub errors: Vec<(u16, DriverError)>,
 }
 
 /// What happened.
@@ -74,7 +90,7 @@ impl Report {
     /// Whether every command that was sent was taken, and every one forwarded was received, exactly.
     pub fn is_clean(&self) -> bool {
         let guest =
-            |g: &GuestReport| g.error.is_none() && g.stats.rejected == 0 && g.stats.commands == g.sent;
+            |g: &GuestReport| g.errors.is_empty() && g.stats.rejected == 0 && g.stats.commands == g.sent;
         let forwarded: u64 = self.guests.iter().map(|guest| guest.stats.forwarded).sum();
         self.guests.iter().all(guest)
             && forwarded == self.host_commands()
@@ -86,6 +102,8 @@ impl Report {
 #[derive(Debug)]
 pub struct Session {
     settings: Settings,
+    /// What each queue of a guest is sent.
+    traffic: Vec<Traffic>,
     machines: Vec<Machine>,
     worker: Worker<NativeRing>,
     host: HostSmmu,
@@ -96,19 +114,36 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// What the system said when it refused the memory.
+    /// `InvalidInput` for a number of queues that cannot be; what the system said when it refused the memory.
     pub fn new(settings: Settings) -> io::Result<Self> {
+        let most = match settings.queue {
+            QueueKind::Cmdq => 1,
+            QueueKind::Ecmdq => 256,
+        };
+        if !(1..=most).contains(&settings.queues) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let mut features = Features::default();
         features.ats = true;
+        if settings.queue == QueueKind::Ecmdq {
+            features = features.with_ecmdqs(0, settings.queues.next_power_of_two().ilog2() as u8);
+        }
+        let traffic: Vec<_> = match settings.queues {
+            1 => vec![settings.traffic.clone()],
+            // Numbers up to 255: they fit.
+            queues => (0..queues).map(|queue| settings.traffic.of_queue(queue as u8)).collect(),
+        };
+        let streams: BTreeSet<_> = traffic.iter().flat_map(|traffic| &traffic.streams).copied().collect();
+        let streams: Vec<_> = streams.into_iter().collect();
         let (ring, host) = NativeRing::with_consumer(settings.host_log2)?;
         let mut worker = Worker::new(ring);
         let mut machines = Vec::new();
         for number in 0..settings.guests {
-            let machine = Machine::new(number, features, &settings.traffic.streams)?;
-            worker.attach(machine.virtual_smmu().map_err(io::Error::other)?);
+            let machine = Machine::new(number, features, &streams)?;
+            worker.attach(machine.smmu.clone());
             machines.push(machine);
         }
-        Ok(Self { settings, machines, worker, host })
+        Ok(Self { settings, traffic, machines, worker, host })
     }
 
     /// Readers of the guests' statistics, to watch them while [`Self::run`] goes on.
@@ -118,24 +153,37 @@ impl Session {
 
     /// Runs the guests to their end, then the worker and the host.
     pub fn run(self) -> Report {
-        let Self { settings, machines, mut worker, mut host } = self;
-        let verifier = settings.verify.then(|| Verifier::new(machines.len()));
+        let Self { settings, traffic, machines, mut worker, mut host } = self;
+        let queues = usize::from(settings.queues);
+        let verifier = settings.verify.then(|| Verifier::new(machines.len(), queues));
         let stop = AtomicBool::new(false);
-        let start_line = Barrier::new(machines.len() + 1);
+        let start_line = Barrier::new(machines.len() * queues + 1);
         let (guests, time) = thread::scope(|scope| {
             let serving = spawn(scope, "worker".into(), || worker.run(&stop));
             let executing = spawn(scope, "host".into(), || execute(&mut host, verifier.as_ref(), &stop));
-            let guests: Vec<_> = machines
+            let start_vcpu = |machine, booted, number| {
+                let Settings { queue: kind, queue_log2: log2, .. } = settings;
+                let queue = Queue { machine, booted, number, kind, log2 };
+                let traffic = &traffic[usize::from(number)];
+                let (verifier, start_line, time) = (verifier.as_ref(), &start_line, settings.time);
+                let name = format!("guest {}.{number}", machine.number);
+                spawn(scope, name, move || queue.drive(traffic, time, verifier, start_line))
+            };
+            let guests: Vec<Vec<_>> = machines
                 .iter()
                 .map(|machine| {
-                    let (settings, verifier, start_line) = (&settings, verifier.as_ref(), &start_line);
-                    let name = format!("guest {}", machine.number);
-                    spawn(scope, name, move || drive(machine, settings, verifier, start_line))
+                    let booted = match settings.queue {
+                        // Its driver does it.
+                        QueueKind::Cmdq => Ok(()),
+                        QueueKind::Ecmdq => machine.registers.reset(),
+                    };
+                    (0..settings.queues).map(|number| start_vcpu(machine, booted, number)).collect()
                 })
                 .collect();
             start_line.wait();
             let start = Instant::now();
-            let guests: Vec<_> = guests.into_iter().map(join).collect();
+            let guests: Vec<_> =
+                guests.into_iter().map(|vcpus| report(vcpus.into_iter().map(join))).collect();
             let time = start.elapsed();
             stop.store(true, Relaxed);
             join(serving);
@@ -180,37 +228,81 @@ fn execute(host: &mut HostSmmu, verifier: Option<&Verifier>, stop: &AtomicBool) 
     }
 }
 
-/// One guest: its traffic over and over until the time is up, once at least.
-fn drive(
-    machine: &Machine,
-    settings: &Settings,
-    verifier: Option<&Verifier>,
-    start_line: &Barrier,
-) -> GuestReport {
-    let Settings { traffic, queue_log2, .. } = settings;
-    let base = Machine::RAM_BASE;
-    let driver = machine
-        .region(base, 16 << queue_log2)
-        .ok_or(DriverError::NoQueue(*queue_log2))
-        .and_then(|ring| Driver::enable(&machine.registers, base, ring, *queue_log2));
-    start_line.wait();
-    let sync_ns = Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("1 ns to 100 s, 3 digits");
-    let mut report = GuestReport { stats: Stats::default(), sent: 0, sync_ns, error: None };
-    let result = driver.and_then(|mut driver| {
-        let start = Instant::now();
-        for (i, group) in traffic.groups.iter().cycle().enumerate() {
-            if i >= traffic.groups.len() && start.elapsed() >= settings.time {
-                break;
-            }
-            if let Some(verifier) = verifier {
-                verifier.sending(machine.number, &group.commands, &traffic.streams);
-            }
-            let time = driver.send(&group.commands, group.sync)?;
-            report.sent += group.commands.len() as u64 + 1;
-            report.sync_ns.saturating_record(time.as_nanos() as u64);
+/// What a vCPU did: see [`GuestReport`].
+struct Sent {
+    sent: u64,
+    sync_ns: Histogram<u64>,
+    result: Result<(), DriverError>,
+}
+
+/// What the vCPUs of a guest did.
+fn report(vcpus: impl Iterator<Item = Sent>) -> GuestReport {
+    let mut guest =
+        GuestReport { stats: Stats::default(), sent: 0, sync_ns: histogram(), errors: Vec::new() };
+    for (queue, Sent { sent, sync_ns, result }) in (0..).zip(vcpus) {
+        guest.sent += sent;
+        guest.sync_ns += sync_ns;
+        guest.errors.extend(result.err().map(|error| (queue, error)));
+    }
+    guest
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("1 ns to 100 s, 3 digits")
+}
+
+/// A queue of a guest, and the vCPU that drives it.
+struct Queue<'a> {
+    machine: &'a Machine,
+    /// How the reset of its SMMU went.
+    booted: Result<(), DriverError>,
+    number: u16,
+    kind: QueueKind,
+    log2: u32,
+}
+
+impl Queue<'_> {
+    fn driver(&self) -> Result<Driver, DriverError> {
+        let Self { machine, booted, number, kind, log2 } = *self;
+        booted?;
+        let number = u32::from(number);
+        let bytes = 16 << log2;
+        let base = GuestAddress(Machine::RAM_BASE.0 + u64::from(number) * bytes);
+        let ring = machine.region(base, bytes as usize).ok_or(DriverError::NoQueue(log2))?;
+        match (kind, &machine.registers) {
+            (QueueKind::Cmdq, Registers::Memory(pages)) => Driver::cmdq(pages, base, ring, log2),
+            (QueueKind::Cmdq, Registers::Trapped(..)) => Err(DriverError::NoQueue(log2)),
+            (QueueKind::Ecmdq, registers) => Driver::ecmdq(registers, number, base, ring, log2),
         }
-        Ok(())
-    });
-    report.error = result.err();
-    report
+    }
+
+    /// Its traffic over and over until the time is up, once at least.
+    fn drive(
+        &self,
+        traffic: &Traffic,
+        time: Duration,
+        verifier: Option<&Verifier>,
+        start_line: &Barrier,
+    ) -> Sent {
+        let driver = self.driver();
+        start_line.wait();
+        let mut done = Sent { sent: 0, sync_ns: histogram(), result: Ok(()) };
+        done.result = driver.and_then(|mut driver| {
+            let start = Instant::now();
+            for (i, group) in traffic.groups.iter().cycle().enumerate() {
+                if i >= traffic.groups.len() && start.elapsed() >= time {
+                    break;
+                }
+                if let Some(verifier) = verifier {
+                    let queue = usize::from(self.number);
+                    verifier.sending(self.machine.number, queue, &group.commands, &traffic.streams);
+                }
+                let time = driver.send(&group.commands, group.sync)?;
+                done.sent += group.commands.len() as u64 + 1;
+                done.sync_ns.saturating_record(time.as_nanos() as u64);
+            }
+            Ok(())
+        });
+        done
+    }
 }

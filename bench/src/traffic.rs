@@ -56,6 +56,20 @@ impl Traffic {
         Self { groups, streams: vec![StreamId(STREAM as u32)] }
     }
 
+    /// The same traffic for one of several queues of a guest, with the queue's number in it, so that each command to the host
+    /// names its queue: in the upper byte of the ASID, of the address where there is no ASID, of the lower half of the
+    /// StreamID. TLBI_NH_ALL and TLBI_NSNH_ALL have no room for it.
+    pub fn of_queue(&self, queue: u8) -> Self {
+        let group = |group: &Group| Group {
+            commands: group.commands.iter().map(|command| tagged(*command, queue)).collect(),
+            sync: group.sync,
+        };
+        Self {
+            groups: self.groups.iter().map(group).collect(),
+            streams: self.streams.iter().map(|stream| tagged_stream(*stream, queue)).collect(),
+        }
+    }
+
     /// A recorded stream as traffic. MSIs are aimed at the CMD_SYNC's own slot, wherever that is now.
     ///
     /// # Errors
@@ -91,4 +105,32 @@ impl Traffic {
         }
         Self { groups, streams: streams.into_iter().collect() }
     }
+}
+
+fn tagged(Command([low, high]): Command, queue: u8) -> Command {
+    let top_byte = |word: u64| word & !(0xff << 56) | u64::from(queue) << 56;
+    Command(match low & 0xff {
+        0x11 | 0x12 => [top_byte(low), high],
+        0x13 => [low, top_byte(high)],
+        0x01..=0x06 | 0x40 => {
+            let stream = tagged_stream(StreamId((low >> 32) as u32), queue);
+            [low & 0xffff_ffff | u64::from(stream.0) << 32, high]
+        }
+        _ => [low, high],
+    })
+}
+
+fn tagged_stream(StreamId(stream): StreamId, queue: u8) -> StreamId {
+    StreamId(stream & !0xff00 | u32::from(queue) << 8)
+}
+
+/// The queue whose [number](Traffic::of_queue) is in a command to the host.
+pub(crate) fn queue_of(Command([low, high]): Command) -> Option<usize> {
+    let byte = match low & 0xff {
+        0x11 | 0x12 => low >> 56,
+        0x13 => high >> 56,
+        0x05 | 0x06 | 0x40 => low >> 40 & 0xff,
+        _ => return None,
+    };
+    Some(byte as usize)
 }

@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use ecmdq_bench::{GuestReport, Report, Session, Settings, TraceError, Traffic, Verdict};
+use clap::{Args, ValueEnum};
+use ecmdq_bench::{
+    GuestReport, Mismatch, QueueKind, Report, Session, Settings, TraceError, Traffic, Verdict,
+};
 use ecmdq_engine::StatsReader;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use thiserror::Error;
@@ -15,10 +17,16 @@ use thiserror::Error;
 /// Options of `ecmdq run`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// How many emulated guests, each on a thread of its own.
+    /// How many emulated guests.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     guests: u16,
-    /// How long they send; each sends its traffic at least once.
+    /// Which of its queues a guest uses.
+    #[arg(long, value_enum, default_value_t = Queue::Ecmdq)]
+    queue: Queue,
+    /// How many queues each guest uses, with a vCPU, a thread of its own, for each.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    queues: u16,
+    /// How long they send; each queue gets its traffic at least once.
     #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
     /// Send this recorded stream (raw 16-byte commands) in place of the built-in mix.
@@ -30,17 +38,31 @@ pub struct Options {
     verify: bool,
 }
 
+/// Which of its queues a guest uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Queue {
+    /// The CMDQ, through register pages that are memory.
+    Cmdq,
+    /// ECMDQs, on control pages that are memory; pages 0 and 1 trap.
+    Ecmdq,
+}
+
 /// Why there is no table.
 #[derive(Debug, Error)]
 pub enum Error {
     #[error("--replay {0}")]
     Replay(#[from] TraceError),
+    #[error("--queues {0}: there is one CMDQ, and its driver has it to itself (--queue ecmdq has more)")]
+    OneCmdq(u16),
+    #[error("--guests {guests} --queues {queues}: more than {MOST_QUEUES} queues in all, with a thread each")]
+    Threads { guests: u16, queues: u16 },
     #[error("no memory for the guests: {0}")]
     Setup(#[from] io::Error),
 }
 
 const QUEUE_LOG2: u32 = 13;
 const HOST_LOG2: u32 = 12;
+const MOST_QUEUES: u32 = 1024;
 
 fn seconds(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_string())?;
@@ -49,12 +71,24 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 /// Runs the main job. The exit status is 1 if anything was lost, duplicated or wrong.
 pub fn run(options: &Options) -> Result<ExitCode, Error> {
+    let Options { guests, queue, queues, .. } = *options;
+    if queue == Queue::Cmdq && queues > 1 {
+        return Err(Error::OneCmdq(queues));
+    }
+    if u32::from(guests) * u32::from(queues) > MOST_QUEUES {
+        return Err(Error::Threads { guests, queues });
+    }
     let traffic = match &options.replay {
         Some(path) => Traffic::from_trace(path)?,
         None => Traffic::mix(),
     };
     let session = Session::new(Settings {
-        guests: options.guests,
+        guests,
+        queue: match queue {
+            Queue::Cmdq => QueueKind::Cmdq,
+            Queue::Ecmdq => QueueKind::Ecmdq,
+        },
+        queues,
         time: Duration::from_secs_f64(options.seconds),
         traffic,
         queue_log2: QUEUE_LOG2,
@@ -126,8 +160,8 @@ fn print(report: &Report) {
     }
     println!();
     for (number, guest) in report.guests.iter().enumerate() {
-        if let Some(error) = guest.error {
-            println!("guest {number}: {error}");
+        for (queue, error) in &guest.errors {
+            println!("guest {number}, queue {queue}: {error}");
         }
         if guest.stats.commands != guest.sent {
             println!("guest {number}: sent {} commands, {} were taken", guest.sent, guest.stats.commands);
@@ -163,7 +197,8 @@ fn print_verdict(report: &Report) {
             println!("NOT CLEAN: {} right, {} wrong, {} lost", count(*right), count(*wrong), count(*lost));
             if let Some(first) = first {
                 let expected = first.expected.map_or("nothing".into(), |command| command.to_string());
-                println!("first, guest {}: expected {expected}, received {}", first.guest, first.received);
+                let Mismatch { guest, queue, received, .. } = first;
+                println!("first, guest {guest}, queue {queue}: expected {expected}, received {received}");
             }
         }
     }

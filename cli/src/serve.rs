@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use clap::Args;
 use crossbeam::utils::Backoff;
 use ecmdq_engine::host::{HostSmmu, NativeRing};
 use ecmdq_engine::memory::{self, GuestRam, Ram};
-use ecmdq_engine::registers::FRAME_SIZE;
+use ecmdq_engine::registers::{CONTROL_PAGE_SIZE, FRAME_SIZE};
 use ecmdq_engine::{
     Config, Features, FrontEnd, HostStreamId, NoInterrupts, Opcode, Stats, StreamId, StreamMap, VirtualSmmu,
     Vmid, Worker,
@@ -37,7 +38,8 @@ pub struct Options {
     /// Where RAM starts in the guest's map.
     #[arg(long, value_name = "GPA", default_value = "0x40000000", value_parser = number)]
     base: u64,
-    /// Where the SMMU's register pages 0 and 1 are: inside RAM, on a 64 KiB boundary.
+    /// Where the SMMU's register pages 0 and 1 are, and behind them the control pages of its ECMDQs: inside RAM, on a 64 KiB
+    /// boundary.
     #[arg(long, value_name = "GPA", value_parser = number)]
     smmu_pa: u64,
     /// Made once the SMMU is being served.
@@ -68,9 +70,30 @@ pub struct Options {
     /// Show ATS (IDR0.ATS).
     #[arg(long)]
     ats: bool,
+    /// Show ECMDQs (IDR1.ECMDQ): so many control pages with so many queues each, powers of two up to 256. They need --coh and
+    /// --msi.
+    #[arg(long, value_name = "PAGESxQUEUES", value_parser = ecmdqs)]
+    ecmdq: Option<Ecmdqs>,
     /// log2 of the most commands in a queue (IDR1.CMDQS).
     #[arg(long, value_name = "LOG2", default_value_t = Features::default().cmdqs)]
     cmdqs: u8,
+}
+
+/// log2 of the number of control pages, and of the queues of each.
+#[derive(Clone, Copy, Debug)]
+struct Ecmdqs {
+    pages: u8,
+    queues: u8,
+}
+
+/// PAGESxQUEUES.
+fn ecmdqs(text: &str) -> Result<Ecmdqs, String> {
+    let log2 = |text: &str| match text.parse().map_err(|e: ParseIntError| e.to_string())? {
+        n @ 1_u32..=256 if n.is_power_of_two() => Ok(n.ilog2() as u8),
+        n => Err(format!("{n} is no power of two up to 256")),
+    };
+    let (pages, queues) = text.split_once('x').ok_or("not PAGESxQUEUES")?;
+    Ok(Ecmdqs { pages: log2(pages)?, queues: log2(queues)? })
 }
 
 /// Why nothing is served.
@@ -80,8 +103,8 @@ pub enum Error {
     Mem { path: PathBuf, source: io::Error },
     #[error("--mem {}: the file has {len} bytes, --size says {size}", path.display())]
     Size { path: PathBuf, len: u64, size: u64 },
-    #[error("--smmu-pa {0:#x}: not on a 64 KiB boundary with {FRAME_SIZE:#x} bytes of RAM behind it")]
-    SmmuPa(u64),
+    #[error("--smmu-pa {0:#x}: not on a 64 KiB boundary with {1:#x} bytes of RAM behind it")]
+    SmmuPa(u64, usize),
     #[error("--{option} {}: {source}", path.display())]
     Output { option: &'static str, path: PathBuf, source: io::Error },
     #[error("{0}")]
@@ -146,8 +169,9 @@ fn map_ram(options: &Options) -> Result<Arc<GuestMemoryMmap>, Error> {
 
 fn virtual_smmu(options: &Options, ram: Arc<GuestMemoryMmap>) -> Result<VirtualSmmu, Error> {
     let at = GuestAddress(options.smmu_pa);
-    let registers = Ram::new(ram.clone()).region(at, FRAME_SIZE).filter(|_| at.0.is_multiple_of(0x1_0000));
-    let registers = registers.ok_or(Error::SmmuPa(at.0))?;
+    let size = FRAME_SIZE + options.ecmdq.map_or(0, |ecmdqs| CONTROL_PAGE_SIZE << ecmdqs.pages);
+    let registers = Ram::new(ram.clone()).region(at, size).filter(|_| at.0.is_multiple_of(0x1_0000));
+    let registers = registers.ok_or(Error::SmmuPa(at.0, size))?;
     let streams = match &options.stream[..] {
         [] => StreamMap::from_pairs((0..0x1_0000).map(|s| (StreamId(s), HostStreamId(0x1_0000 + s)))),
         given => StreamMap::from_pairs(given.iter().copied()),
@@ -159,6 +183,9 @@ fn virtual_smmu(options: &Options, ram: Arc<GuestMemoryMmap>) -> Result<VirtualS
     features.ril = options.ril;
     features.ats = options.ats;
     features.cmdqs = options.cmdqs;
+    if let Some(Ecmdqs { pages, queues }) = options.ecmdq {
+        features = features.with_ecmdqs(pages, queues);
+    }
     VirtualSmmu::new(Config {
         features,
         host_features: features,

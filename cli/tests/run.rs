@@ -53,12 +53,50 @@ fn recorded_streams_replay_clean() {
 }
 
 #[test]
+fn queues_of_a_guest_share_its_line_of_the_table() {
+    // 17,541 commands reach the host for each queue; the first guest's line has all that both queues took.
+    let lines = |arguments: &[&str], guests: usize, verified: &str| {
+        let output = ecmdq(&[&["--seconds", "0"], arguments].concat());
+        let text = stdout(&output);
+        assert!(output.status.success(), "{arguments:?}: {text}{}", stderr(&output));
+        assert!(text.contains(&format!("verified: {verified} commands")), "{arguments:?}: {text}");
+        let table = text.lines().skip(1).take_while(|line| !line.trim_start().starts_with("all")).count();
+        assert_eq!(table, guests, "{text}");
+    };
+    lines(&["--guests", "1"], 1, "17,541");
+    lines(&["--guests", "1", "--queue", "ecmdq"], 1, "17,541");
+    lines(&["--guests", "2", "--queue", "cmdq"], 2, "35,082");
+    lines(&["--guests", "2", "--queues", "3"], 2, "105,246");
+}
+
+#[test]
+fn the_cmdq_is_one_and_threads_are_not_without_end() {
+    for (arguments, message) in [
+        (
+            &["--queue", "cmdq", "--queues", "2"][..],
+            "--queues 2: there is one CMDQ, and its driver has it to itself (--queue ecmdq has more)",
+        ),
+        (
+            &["--guests", "5", "--queues", "256"],
+            "--guests 5 --queues 256: more than 1024 queues in all, with a thread each",
+        ),
+    ] {
+        let output = ecmdq(arguments);
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(stderr(&output), format!("ecmdq: {message}\n"));
+    }
+}
+
+#[test]
 fn a_rejected_command_is_named_and_fails_the_run() {
     let file = stream("illegal.cmds", &raw(&[[0x10, 0], [0x46, 0], [0x0100_0000_0000_0110, 0], [0x46, 0]]));
-    let output = ecmdq(&["run", "--seconds", "0", "--guests", "1", "--replay", file.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(1));
-    let text = stdout(&output);
-    assert!(text.contains("guest 0: command error 1 at CONS 0x2: TLBI_NH_ALL"), "{text}");
+    for queue in ["cmdq", "ecmdq"] {
+        let file = file.to_str().unwrap();
+        let output = ecmdq(&["run", "--seconds", "0", "--guests", "1", "--queue", queue, "--replay", file]);
+        assert_eq!(output.status.code(), Some(1));
+        let text = stdout(&output);
+        assert!(text.contains("guest 0, queue 0: command error 1 at CONS 0x2: TLBI_NH_ALL"), "{text}");
+    }
 }
 
 #[test]
@@ -83,6 +121,8 @@ fn bad_options_are_named() {
         (&["--guests", "0"][..], "--guests"),
         (&["--seconds=-1"], "--seconds"),
         (&["--seconds=soon"], "--seconds"),
+        (&["--queue=priq"], "--queue"),
+        (&["--queues=257"], "--queues"),
         (&["--verify=perhaps"], "--verify"),
         (&["frobnicate"], "frobnicate"),
     ] {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ecmdq_bench::{Driver, Sync};
+use ecmdq_bench::{Driver, Registers, Sync};
 use ecmdq_engine::{Command as Cmd, memory};
 use ecmdq_ring::SharedRegion;
 use vm_memory::GuestAddress;
@@ -75,7 +75,7 @@ fn a_guest_in_another_process_is_served_until_sigterm() {
     let ram = map(&mem);
     let registers = ram.part((SMMU - BASE) as usize, 0x2_0000).unwrap();
     let ring = ram.part(0, 16 << 4).unwrap();
-    let mut driver = Driver::enable(&registers, GuestAddress(BASE), ring, 4).unwrap();
+    let mut driver = Driver::cmdq(&registers, GuestAddress(BASE), ring, 4).unwrap();
     for i in 0..100 {
         let sync = if i % 2 == 0 { Sync::Msi } else { Sync::Cons };
         driver.send(&[Cmd([0x0001_0000_0000_0012, i << 12]), Cmd([0x99_0000_0001, 0])], sync).unwrap();
@@ -95,6 +95,73 @@ fn a_guest_in_another_process_is_served_until_sigterm() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
     }
+}
+
+#[test]
+fn a_guest_in_another_process_finds_ecmdqs_behind_page_1() {
+    let (mem, ready, stats) = (path("ecmdq.ram"), path("ecmdq.ready"), path("ecmdq.json"));
+    let arguments = [
+        option("mem", mem.display()),
+        option("size", SIZE),
+        option("smmu-pa", format!("{SMMU:#x}")),
+        option("ready", ready.display()),
+        option("stats", stats.display()),
+        option("ecmdq", "2x4"),
+        "--coh".into(),
+        "--msi".into(),
+    ];
+    let mut child = serve(&arguments).spawn().unwrap();
+    wait_for(&ready, &mut child);
+
+    let ram = map(&mem);
+    let registers = Registers::Memory(ram.part((SMMU - BASE) as usize, 0x4_0000).unwrap());
+    registers.reset().unwrap();
+    // The last queue of the first page, and the first of the second.
+    let mut drivers = [3, 4].map(|number| {
+        let at = u64::from(number) << 8;
+        let ring = ram.part(at as usize, 16 << 4).unwrap();
+        Driver::ecmdq(&registers, number, GuestAddress(BASE + at), ring, 4).unwrap()
+    });
+    for _ in 0..50 {
+        for driver in &mut drivers {
+            driver.send(&[Cmd([0x0001_0000_0000_0011, 0])], Sync::Msi).unwrap();
+        }
+    }
+    let no_ecmdq = Driver::ecmdq(&registers, 8, GuestAddress(BASE), ram.part(0, 16 << 4).unwrap(), 4);
+    assert_eq!(no_ecmdq.unwrap_err().to_string(), "there is no ECMDQ 8");
+    terminate(child);
+
+    let text = fs::read_to_string(&stats).unwrap();
+    for line in ["  \"commands\": 200,", "  \"msis\": 100,", "    \"TLBI_NH_ASID\": 100"] {
+        assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+    }
+}
+
+#[test]
+fn ecmdqs_that_cannot_be_are_refused() {
+    let mem = path("no-ecmdq.ram");
+    let start = [option("mem", mem.display()), option("size", SIZE), option("smmu-pa", SMMU)];
+    let with = |more: &[&str]| -> Vec<String> {
+        start.iter().cloned().chain(more.iter().map(|argument| argument.to_string())).collect()
+    };
+    for (value, why) in [
+        ("4", "not PAGESxQUEUES"),
+        ("1x3", "3 is no power of two up to 256"),
+        ("512x1", "512 is no power of two up to 256"),
+        ("0x1", "0 is no power of two up to 256"),
+        ("1xall", "invalid digit found in string"),
+    ] {
+        let message = format!("invalid value '{value}' for '--ecmdq <PAGESxQUEUES>': {why}");
+        fails(&with(&["--coh", "--msi", &option("ecmdq", value)]), &message);
+    }
+    fails(
+        &with(&["--coh", "--ecmdq=1x1"]),
+        "ECMDQ without MSI: a CMD_SYNC of each queue signals by an MSI of its own",
+    );
+    fails(
+        &with(&["--coh", "--msi", "--ecmdq=16x1"]),
+        &format!("--smmu-pa {SMMU:#x}: not on a 64 KiB boundary with 0x120000 bytes of RAM behind it"),
+    );
 }
 
 #[test]

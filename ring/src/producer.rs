@@ -12,6 +12,7 @@ pub struct Producer<W> {
     words: W,
     size: QueueSize,
     prod: Index,
+    flags: u32,
     /// CONS as last seen: it only moves on, so what was free stays free.
     cons: Index,
 }
@@ -19,7 +20,7 @@ pub struct Producer<W> {
 impl<W: QueueWords> Producer<W> {
     /// A producer for an empty queue whose PROD and CONS are both `start`.
     pub fn new(words: W, size: QueueSize, start: Index) -> Self {
-        Self { words, size, prod: start, cons: start }
+        Self { words, size, prod: start, flags: 0, cons: start }
     }
 
     /// The next slot to be written, published or not.
@@ -75,7 +76,19 @@ impl<W: QueueWords> Producer<W> {
     /// Makes everything written visible to the consumer: the doorbell.
     pub fn publish(&mut self) {
         // Release: pairs with the consumer's acquire load of PROD, so that it sees the entries.
-        self.words.store_prod(self.prod.raw(), Release);
+        self.words.store_prod(self.prod.raw() | self.flags, Release);
+    }
+
+    /// Publishes PROD with other bits of its register (an enable, an acknowledgement) above the index. They stay until they
+    /// are replaced.
+    pub fn publish_flags(&mut self, flags: u32) {
+        self.flags = flags;
+        self.publish();
+    }
+
+    /// What [`publish_flags`](Self::publish_flags) put above the index.
+    pub fn flags(&self) -> u32 {
+        self.flags
     }
 
     fn free(&self) -> u32 {

@@ -31,6 +31,26 @@ fn nothing_is_seen_before_it_is_published() {
 }
 
 #[test]
+fn flags_above_prod_stay_through_doorbells_and_do_not_count_as_index() {
+    const EN: u32 = 1 << 31;
+    const ERRACK: u32 = 1 << 23;
+    let (mut producer, mut consumer) = pair(2, 6);
+    producer.publish_flags(EN);
+    assert_eq!(consumer.prod(), 0x8000_0006);
+    producer.write(&[[1, 1]; 3]);
+    producer.publish();
+    assert_eq!(consumer.prod(), 0x8000_0001, "three on from 6 is 1: two passes of four slots");
+    let mut out = [[0; 2]; 4];
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(3));
+    consumer.publish_flags(EN | ERRACK | 0b1 << 24);
+    assert_eq!(producer.unconsumed(), 3, "what CONS says above the index does not count");
+    producer.publish_flags(EN | ERRACK);
+    assert_eq!((producer.flags(), consumer.prod()), (0x8080_0000, 0x8080_0001));
+    consumer.consume(3);
+    assert_eq!(producer.unconsumed(), 0);
+}
+
+#[test]
 fn all_slots_are_usable_and_a_full_queue_takes_nothing() {
     let (mut producer, mut consumer) = pair(2, 6);
     assert_eq!(producer.write(&[[7, 7]; 9]), 4);
