@@ -10,7 +10,7 @@ use crossbeam::utils::Backoff;
 
 use crate::host::HostQueue;
 use crate::submission::Submission;
-use crate::vsmmu::VirtualSmmu;
+use crate::vsmmu::{Held, VirtualSmmu};
 
 /// Serves virtual SMMUs from one thread, or from a caller that polls.
 #[derive(Debug)]
@@ -61,6 +61,11 @@ impl<H: HostQueue> Worker<H> {
 
     /// One sweep; never waits. Says whether there was anything to do.
     pub fn poll(&mut self) -> bool {
+        self.sweep(None)
+    }
+
+    /// One sweep. What is locked stays in `held`, a place for each guest, so that the next sweep need not lock it again.
+    fn sweep(&mut self, mut held: Option<&mut [Option<Held>]>) -> bool {
         // A failure stays until every guest has been told.
         if !self.missed {
             self.hosts.iter_mut().for_each(Submission::look);
@@ -68,10 +73,9 @@ impl<H: HostQueue> Worker<H> {
         self.hosts.iter_mut().for_each(Submission::begin);
         self.missed = false;
         let mut busy = false;
-        let (before, from) = self.guests.split_at(self.next);
-        let (hosts_before, hosts_from) = self.host_of.split_at(self.next);
-        for (guest, host) in from.iter().zip(hosts_from).chain(before.iter().zip(hosts_before)) {
-            match guest.serve(&mut self.hosts[*host]) {
+        for number in (self.next..self.guests.len()).chain(0..self.next) {
+            let held = held.as_mut().and_then(|held| held.get_mut(number));
+            match self.guests[number].serve(&mut self.hosts[self.host_of[number]], held) {
                 Some(served) => busy |= served,
                 None => self.missed = true,
             }
@@ -85,9 +89,10 @@ impl<H: HostQueue> Worker<H> {
     /// has been nothing for a while.
     pub fn run(&mut self, stop: &AtomicBool) {
         let backoff = Backoff::new();
+        let mut held: Vec<_> = self.guests.iter().map(|_| None).collect();
         // Relaxed: `stop` carries nothing but itself.
         while !stop.load(Relaxed) {
-            if self.poll() {
+            if self.sweep(Some(&mut held)) {
                 backoff.reset();
             } else {
                 backoff.snooze();

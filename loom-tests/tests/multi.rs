@@ -60,12 +60,13 @@ fn explore<const WEAK: u8>(log2: u32, start: u32, producers: u64, batches: u64, 
     model.check(move || {
         let size = QueueSize::from_log2(log2).unwrap();
         let words = LoomQueue::new(size, start, Weak::Nothing);
-        let first: MultiProducer<_, LoomWord<WEAK>> =
-            MultiProducer::new(words.clone(), size, size.index(start), 0);
+        let mut all: Vec<MultiProducer<_, LoomWord<WEAK>>> =
+            MultiProducer::new(words.clone(), size, size.index(start), 0, producers as usize);
+        let first = all.remove(0);
         let mut consumer = Consumer::new(words, size, size.index(start));
-        let senders: Vec<_> = (1..producers)
-            .map(|number| {
-                let producer = first.clone();
+        let senders: Vec<_> = (1..)
+            .zip(all)
+            .map(|(number, producer)| {
                 thread::spawn(move || {
                     let mut sent = 0;
                     while sent < batches * batch {
@@ -156,12 +157,19 @@ fn a_full_ring_takes_nothing_and_a_spare_slot_stays_free() {
     loom::model(|| {
         let size = QueueSize::from_log2(1).unwrap();
         let words = LoomQueue::new(size, 0, Weak::Nothing);
-        let producer: MultiProducer<_, LoomWord<NOTHING>> = MultiProducer::new(words, size, Index::ZERO, 0);
+        let mut all: Vec<MultiProducer<_, LoomWord<NOTHING>>> =
+            MultiProducer::new(words, size, Index::ZERO, 0, 2);
+        let producer = all.remove(0);
         assert_eq!(producer.add(&[[1, 1], [2, 2]], 1), (1, 1), "one of two");
         assert_eq!(producer.add(&[[2, 2]], 1), (0, 1));
         assert_eq!(producer.add(&[[2, 2]], 0), (1, 2), "but the spare slot can be had");
         assert_eq!(producer.add(&[[3, 3]], 0), (0, 2));
     });
+}
+
+#[test]
+fn one_producer_alone_on_two_slots_twice_around() {
+    explore::<NOTHING>(1, 2, 1, 5, 1, 3);
 }
 
 #[test]

@@ -6,11 +6,14 @@
 //!    it, and counts out as many as had counted in; if more have come meanwhile, it walks again. Whoever finds an owner
 //!    there leaves its entries to it.
 //!
+//! A producer that is the only one does without all that.
+//!
 //! So a producer that is slow between 1 and 2 delays what others have reserved behind it, and neither blocks them nor corrupts
 //! anything; nobody waits for anybody.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
@@ -96,18 +99,20 @@ struct State<A> {
     stamps: Box<[A]>,
 }
 
-/// Adds entries to a queue that others add to as well. Clones are further producers.
+/// Adds entries to a queue that others may add to as well.
 ///
 /// Positions count entries since the beginning and never wrap.
 pub struct MultiProducer<W, A = AtomicU64> {
     words: W,
     size: QueueSize,
     state: Arc<State<A>>,
+    /// There is no other.
+    alone: bool,
 }
 
-impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
-    /// A producer for an empty queue whose PROD and CONS are both `start`, and whose PROD has `flags` above the index.
-    pub fn new(words: W, size: QueueSize, start: Index, flags: u32) -> Self {
+impl<W: QueueWords + Clone, A: AtomicWord> MultiProducer<W, A> {
+    /// All `producers` of an empty queue whose PROD and CONS are both `start`, and whose PROD has `flags` above the index.
+    pub fn new(words: W, size: QueueSize, start: Index, flags: u32, producers: usize) -> Vec<Self> {
         let position = u64::from(start.raw());
         let stamps = (0..size.entries()).map(|_| A::new(Role::Stamp, 0)).collect();
         let state = Arc::new(State {
@@ -117,7 +122,15 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
             flags: A::new(Role::Flags, flags.into()),
             stamps,
         });
-        Self { words, size, state }
+        let producer = |_| Self { words: words.clone(), size, state: state.clone(), alone: producers == 1 };
+        (0..producers).map(producer).collect()
+    }
+}
+
+impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
+    /// Whether there is no other producer.
+    pub fn is_alone(&self) -> bool {
+        self.alone
     }
 
     /// The size of the queue.
@@ -187,6 +200,10 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
     /// Makes reserved entries known, which have been written; returns the position behind them.
     fn finish(&self, first: u64, n: u32) -> u64 {
         let end = first + u64::from(n);
+        if self.alone {
+            self.store_prod(end);
+            return end;
+        }
         // Release: pairs with the acquire load in `walk`: the entries are written when the stamp is seen.
         self.stamp(first).store(end, Release);
         self.publish(false);
@@ -201,8 +218,13 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
             if n == 0 {
                 return None;
             }
+            let new = head + u64::from(n);
+            if self.alone {
+                self.state.head.0.store(new, Relaxed);
+                return Some((head, n));
+            }
             // Relaxed: that the slots are free was learnt from CONS, and CONS only moves on.
-            if self.state.head.0.compare_exchange(head, head + u64::from(n), Relaxed, Relaxed).is_ok() {
+            if self.state.head.0.compare_exchange(head, new, Relaxed, Relaxed).is_ok() {
                 return Some((head, n));
             }
         }
@@ -212,7 +234,11 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
     pub fn set_flags(&self, flags: u32) {
         // Relaxed: counting in as owner orders it.
         self.state.flags.store(flags.into(), Relaxed);
-        self.publish(true);
+        if self.alone {
+            self.store_prod(self.head());
+        } else {
+            self.publish(true);
+        }
     }
 
     /// Publishes all that is ready, or leaves it to whoever is doing that. `always` stores PROD even if nothing is.
@@ -250,10 +276,13 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
         }
         if ready != before || always {
             self.state.published.store(ready, Relaxed);
-            let flags = self.state.flags.load(Relaxed) as u32;
-            // Release: pairs with the consumer's acquire load of PROD, so that it sees the entries.
-            self.words.store_prod(self.size.index(ready as u32).raw() | flags, Release);
+            self.store_prod(ready);
         }
+    }
+
+    fn store_prod(&self, position: u64) {
+        // Release: pairs with the consumer's acquire load of PROD, so that it sees the entries.
+        self.words.store_prod(self.size.index(position as u32).raw() | self.flags(), Release);
     }
 
     fn stamp(&self, position: u64) -> &A {
@@ -263,12 +292,6 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
     /// The slot at a position.
     pub fn slot(&self, position: u64) -> u32 {
         self.size.slot(self.size.index(position as u32))
-    }
-}
-
-impl<W: Clone, A> Clone for MultiProducer<W, A> {
-    fn clone(&self) -> Self {
-        Self { words: self.words.clone(), size: self.size, state: self.state.clone() }
     }
 }
 

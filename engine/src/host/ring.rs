@@ -132,23 +132,23 @@ impl NativeRing {
         // Relaxed: the ring is empty, and nobody writes yet.
         let flags = recovery::flags(format, words.load_prod(Relaxed));
         let recovery = Recovery::new(format, registers, producers as usize);
-        let producer = MultiProducer::new(words, size, size.index(start), flags);
-        let submitted = producer.head();
+        let all = MultiProducer::new(words, size, size.index(start), flags, producers as usize);
+        let submitted = u64::from(size.index(start).raw());
         if let Some(msi) = &msi {
             // Release: nothing is complete yet, and the SMMU writes the word later.
             msi.region.store_u32(msi.offset, submitted as u32, Release);
         }
         let newest = AtomicU64::new(submitted);
         let shared = Arc::new(Shared { newest, recovery, msi, doorbell, producers });
-        let handle = |number| Self {
-            producer: producer.clone(),
+        let handle = |(number, producer)| Self {
+            producer,
             shared: shared.clone(),
             number,
             submitted,
             ticket: Some(Ticket(submitted)),
             merged: 0,
         };
-        Ok((0..producers as usize).map(handle).collect())
+        Ok((0..).zip(all).map(handle).collect())
     }
 
     /// A ring of 2^`log2` entries in a memfd of its own, and the consumer that stands for the host's SMMU.
@@ -244,7 +244,9 @@ impl HostQueue for NativeRing {
                 // Only a CONS that contradicts PROD can cause it: such a ring never completes anything.
                 return Ticket(u64::MAX);
             };
-            self.shared.newest.fetch_max(end, Release);
+            if !self.producer.is_alone() {
+                self.shared.newest.fetch_max(end, Release);
+            }
             self.ring_doorbell();
             end
         };

@@ -16,8 +16,10 @@ mod trap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
-use parking_lot::Mutex;
+use parking_lot::{ArcMutexGuard, Mutex, MutexGuard, RawMutex};
 use thiserror::Error;
 
 use crate::features::{Features, FeaturesError};
@@ -91,8 +93,10 @@ struct Shared {
     pages: Pages,
     /// Held while a register is written, so that guards and writes of several vCPUs do not mix. Workers never take it.
     writing: Mutex<()>,
-    /// Workers only ever try to lock it: while somebody else has it, they leave the guest out.
-    state: Mutex<State>,
+    /// Workers only ever try to lock it: while somebody else has it, or wants it, they leave the guest out.
+    state: Arc<Mutex<State>>,
+    /// How many threads of the VMM wait for `state`.
+    wanted: AtomicUsize,
     counters: Arc<Counters>,
 }
 
@@ -120,7 +124,8 @@ impl VirtualSmmu {
             pages: state.pages.clone(),
             writing: Mutex::new(()),
             counters: state.counters.clone(),
-            state: Mutex::new(state),
+            state: Arc::new(Mutex::new(state)),
+            wanted: AtomicUsize::new(0),
         })))
     }
 
@@ -146,17 +151,50 @@ impl VirtualSmmu {
 
     /// The last command that raised CERROR_ILL.
     pub fn last_rejected(&self) -> Option<Rejected> {
-        self.0.state.lock().last_rejected
+        self.0.control().last_rejected
     }
 
     /// From now on commands name the identities that its host queue takes.
     pub(crate) fn set_identities(&self, identities: Identities) {
-        self.0.state.lock().rules.set_identities(identities);
+        self.0.control().rules.set_identities(identities);
     }
 
-    /// One sweep; `None` if the VMM is busy with it.
-    pub(crate) fn serve<H: HostQueue>(&self, to: &mut Submission<H>) -> Option<bool> {
-        Some(self.0.state.try_lock()?.serve(to))
+    /// One sweep; `None` if the VMM is busy with it. A worker that runs on keeps the state in `held` until the VMM wants it.
+    pub(crate) fn serve<H: HostQueue>(
+        &self,
+        to: &mut Submission<H>,
+        held: Option<&mut Option<Held>>,
+    ) -> Option<bool> {
+        // Relaxed: it only tells to let go; the lock orders the rest.
+        let wanted = self.0.wanted.load(Relaxed) != 0;
+        match held {
+            None if wanted => None,
+            None => Some(self.0.state.try_lock()?.serve(to)),
+            Some(held) => {
+                if wanted {
+                    *held = None;
+                    return None;
+                }
+                if held.is_none() {
+                    *held = self.0.state.try_lock_arc();
+                }
+                Some(held.as_mut()?.serve(to))
+            }
+        }
+    }
+}
+
+/// The state of a virtual SMMU that a worker keeps from sweep to sweep.
+pub(crate) type Held = ArcMutexGuard<RawMutex, State>;
+
+impl Shared {
+    /// The state, for the VMM. The worker lets go of it within a sweep.
+    fn control(&self) -> MutexGuard<'_, State> {
+        // Relaxed: see `serve`.
+        self.wanted.fetch_add(1, Relaxed);
+        let state = self.state.lock();
+        self.wanted.fetch_sub(1, Relaxed);
+        state
     }
 }
 

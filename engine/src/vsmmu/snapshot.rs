@@ -78,7 +78,7 @@ impl VirtualSmmu {
     ///
     /// [`NotPaused`] unless [`Self::pause`] was called.
     pub fn save(&self) -> Result<Snapshot, NotPaused> {
-        let state = self.0.state.lock();
+        let state = self.0.control();
         if state.paused { Ok(state.save()) } else { Err(NotPaused) }
     }
 
@@ -91,7 +91,7 @@ impl VirtualSmmu {
     /// [`RestoreError`]; then nothing has changed.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), RestoreError> {
         let _no_writes = self.0.writing.lock();
-        let mut state = self.0.state.lock();
+        let mut state = self.0.control();
         if !state.paused {
             return Err(NotPaused.into());
         }

@@ -49,7 +49,7 @@ pub(crate) struct State {
     pub irq_ctrl: u32,
     pub errors: Toggle,
     /// The CMDQ, and behind it the ECMDQs.
-    pub slots: Box<[Slot]>,
+    pub(super) slots: Box<[Slot]>,
     /// The slot to be looked at first: where a full outbox ended the last sweep.
     next: usize,
     /// The tokens of queue n are at n; behind those of the queues, [`Self::smmuen_token`] and [`Self::gbpa_token`].
