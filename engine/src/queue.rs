@@ -237,10 +237,22 @@ impl CommandQueue {
         }
     }
 
-    /// Passes commands and publishes CONS.
-    pub fn consume(&mut self, n: usize) {
+    /// Passes commands that were fetched just now, and publishes CONS.
+    fn consume(&mut self, n: usize) {
         if let Ring::Backed(consumer) = &mut self.ring {
             consumer.consume(n);
+        }
+    }
+
+    /// Passes the command that was waited for, and publishes CONS with what its register says above the index. The memory of
+    /// the ring may have gone since it was taken.
+    pub fn pass(&mut self, flags: u32, place: &Place) {
+        match &mut self.ring {
+            Ring::Backed(consumer) => consumer.consume(1),
+            Ring::Unbacked { cons } => {
+                *cons = self.size.advance(*cons, 1);
+                self.publish(flags, place);
+            }
         }
     }
 

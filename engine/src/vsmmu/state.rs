@@ -192,11 +192,12 @@ impl State {
     /// Completes the command for the VMM that a queue waits for, if the VMM has acted.
     fn complete_request(&mut self, number: usize) -> bool {
         let Some(outcome) = self.tokens.outcome(number) else { return false };
-        let Some(queue) = &mut self.slots[number].queue else { return false };
+        let slot = &mut self.slots[number];
+        let Some(queue) = &mut slot.queue else { return false };
         queue.waiting = None;
         match outcome {
             Outcome::Completed => {
-                queue.consume(1);
+                slot.pass();
                 self.counters.commands.add(1);
             }
             Outcome::Rejected => self.fail_request(number, CommandError::Ill),
