@@ -17,6 +17,7 @@ use vm_memory::GuestAddress;
 
 use crate::command::{Command, Opcode};
 use crate::features::Features;
+use crate::host::Cause;
 use crate::identity::StreamMap;
 use crate::memory::GuestRam;
 use crate::outbox::{BATCH, Outbox};
@@ -52,15 +53,42 @@ pub(crate) struct CommandQueue {
     /// What the command at CONS waits for.
     pub waiting: Option<Waiting>,
     inconsistent: bool,
-    /// An ATC_INV went to the host since the last CMD_SYNC.
-    pub atc: bool,
+    /// The rounds in which commands went to the host since the last CMD_SYNC, and those in which ATC_INVs did.
+    sent: Rounds,
+    atc: Rounds,
+    /// What the host failed to do for this queue, until its CMD_SYNC tells: no later synchronisation says so again.
+    blame: Option<CommandError>,
+}
+
+/// Consecutive rounds, whose synchronisations cover what was taken in them; none if `last` is 0.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rounds {
+    first: u64,
+    last: u64,
+}
+
+impl Rounds {
+    fn add(&mut self, round: u64) {
+        *self = Self { first: if self.last == 0 { round } else { self.first }, last: round };
+    }
+
+    fn contain(&self, round: u64) -> bool {
+        self.last != 0 && (self.first..=self.last).contains(&round)
+    }
+
+    /// The synchronisation of a round said nothing: the next one covers what it should have.
+    fn put_off(&mut self, round: u64) {
+        if self.contain(round) {
+            self.last = self.last.max(round + 1);
+        }
+    }
 }
 
 /// Why the command at CONS has been taken and not consumed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Waiting {
-    /// A CMD_SYNC, for the host to complete a round.
-    Sync { signal: Signal, round: u64 },
+    /// A CMD_SYNC, for the host to complete a round; `None` if that round failed, and another is to be asked for.
+    Sync { signal: Signal, round: Option<u64> },
     /// A command for the VMM, for the VMM.
     Vmm,
 }
@@ -95,7 +123,8 @@ impl CommandQueue {
         let alignment = size.bytes().max(32) as u64;
         let base = GuestAddress(base & BASE_ADDR & features.address_mask() & !(alignment - 1));
         let ring = Ring::Unbacked { cons: size.index(cons) };
-        Self { base, size, ring, waiting: None, inconsistent: false, atc: false }
+        let (sent, atc) = (Rounds::default(), Rounds::default());
+        Self { base, size, ring, waiting: None, inconsistent: false, sent, atc, blame: None }
     }
 
     /// Looks for the ring's memory in the memory map as it is now.
@@ -133,8 +162,47 @@ impl CommandQueue {
         self.size.used(self.size.index(prod), self.cons()).ok()
     }
 
-    /// Takes a batch, up to the PROD word, into the outbox, which must have room. Nothing must be waited for.
-    pub fn visit(&mut self, prod: u32, out: &mut Outbox, rules: &Rules, streams: &StreamMap) -> Visit {
+    /// Hears that the synchronisation of a round failed, whether the queue waits for it or not. `ours` says that a command of
+    /// this guest may be to blame.
+    pub fn hear(&mut self, failed: u64, cause: Cause, ours: bool) {
+        let waits = matches!(self.waiting, Some(Waiting::Sync { round: Some(round), .. }) if round == failed);
+        let concerned = waits || self.sent.contain(failed);
+        let blame = match cause {
+            Cause::Transient => None,
+            Cause::DeviceGone => concerned.then_some(CommandError::Abt),
+            Cause::Illegal => (ours && concerned).then_some(CommandError::Ill),
+            Cause::AtcTimeout => (ours && self.atc.contain(failed)).then_some(CommandError::AtcInvSync),
+        };
+        if cause == Cause::Transient {
+            self.sent.put_off(failed);
+            self.atc.put_off(failed);
+        }
+        if blame.is_some() {
+            self.blame = blame;
+        } else if let Some(Waiting::Sync { round, .. }) = &mut self.waiting
+            && waits
+        {
+            // Somebody else's fault, or one that may be over: once more.
+            *round = None;
+        }
+    }
+
+    /// The CMD_SYNC at CONS is over: says what its queue is to blame for, and forgets all that it covers.
+    pub fn synchronised(&mut self) -> Option<CommandError> {
+        (self.waiting, self.sent, self.atc) = (None, Rounds::default(), Rounds::default());
+        self.blame.take()
+    }
+
+    /// Takes a batch, up to the PROD word, into the outbox, which must have room; `round` is the one that covers it. Nothing
+    /// must be waited for.
+    pub fn visit(
+        &mut self,
+        prod: u32,
+        out: &mut Outbox,
+        round: u64,
+        rules: &Rules,
+        streams: &StreamMap,
+    ) -> Visit {
         let (buffer, room) = out.buffers();
         let entries: &mut [_; BATCH] = bytemuck::cast_mut(buffer);
         let fetched = match &self.ring {
@@ -152,7 +220,13 @@ impl CommandQueue {
             Ok(0) => Visit::Idle,
             Ok(n) => {
                 let applied = rules.apply(streams, &buffer[..n], room);
-                self.atc |= rules.forwards_atc() && has_atc_inv(room.get(..applied.host).unwrap_or_default());
+                let forwarded = room.get(..applied.host).unwrap_or_default();
+                if !forwarded.is_empty() {
+                    self.sent.add(round);
+                }
+                if rules.forwards_atc() && has_atc_inv(forwarded) {
+                    self.atc.add(round);
+                }
                 out.keep(applied.host);
                 let waited_for = matches!(applied.end, End::Sync(_) | End::Request(_));
                 self.consume(applied.taken - usize::from(waited_for));
@@ -163,10 +237,22 @@ impl CommandQueue {
         }
     }
 
-    /// Passes commands and publishes CONS.
-    pub fn consume(&mut self, n: usize) {
+    /// Passes commands that were fetched just now, and publishes CONS.
+    fn consume(&mut self, n: usize) {
         if let Ring::Backed(consumer) = &mut self.ring {
             consumer.consume(n);
+        }
+    }
+
+    /// Passes the command that was waited for, and publishes CONS with what its register says above the index. The memory of
+    /// the ring may have gone since it was taken.
+    pub fn pass(&mut self, flags: u32, place: &Place) {
+        match &mut self.ring {
+            Ring::Backed(consumer) => consumer.consume(1),
+            Ring::Unbacked { cons } => {
+                *cons = self.size.advance(*cons, 1);
+                self.publish(flags, place);
+            }
         }
     }
 

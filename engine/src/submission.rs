@@ -11,15 +11,6 @@ use crate::outbox::Outbox;
 /// Tickets that may be outstanding. With more, commands wait until one is reached.
 const OUTSTANDING: usize = 64;
 
-/// What has become of a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
-    Pending,
-    Completed,
-    /// Its synchronisation failed, and has to be asked for again.
-    Failed(Failure),
-}
-
 #[derive(Debug)]
 pub(crate) struct Submission<H> {
     host: H,
@@ -31,7 +22,8 @@ pub(crate) struct Submission<H> {
     /// Whether that could not be done by the start of this sweep.
     blocked: bool,
     asked: VecDeque<(u64, Ticket)>,
-    completed: u64,
+    /// The newest round that is over, completed or failed.
+    over: u64,
     /// The round that failed, while the guests are told.
     failed: Option<(u64, Failure)>,
     failures: u64,
@@ -47,7 +39,7 @@ impl<H: HostQueue> Submission<H> {
             due: false,
             blocked: false,
             asked,
-            completed: 0,
+            over: 0,
             failed: None,
             failures: 0,
         }
@@ -81,17 +73,24 @@ impl<H: HostQueue> Submission<H> {
                 None if ticket <= completed => {}
                 None => break,
             }
-            self.completed = round;
+            self.over = round;
             self.asked.pop_front();
         }
     }
 
-    pub fn status(&self, round: u64) -> Status {
-        match self.failed {
-            Some((failed, failure)) if round == failed => Status::Failed(failure),
-            _ if round <= self.completed => Status::Completed,
-            _ => Status::Pending,
-        }
+    /// The round that failed, if one did. Every queue must hear of it in this sweep: afterwards it counts as over.
+    pub fn failed(&self) -> Option<(u64, Failure)> {
+        self.failed
+    }
+
+    /// Whether a round has completed, or failed.
+    pub fn is_over(&self, round: u64) -> bool {
+        round <= self.over
+    }
+
+    /// The round that covers what is taken now.
+    pub fn round(&self) -> u64 {
+        self.round
     }
 
     /// A CMD_SYNC was met: the round that it belongs to.

@@ -6,7 +6,15 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// The duty to act upon a request. The queue that the request came from waits until it is given back, from any thread; other queues go on.
 ///
-/// A token that is dropped without a word counts as failed: the guest gets an error, and its queue does not hang.
+/// A token that is dropped without a word counts as failed: the guest gets an error, and its queue does not hang. It is given
+/// back once:
+///
+/// ```compile_fail,E0382
+/// fn twice(token: ecmdq_engine::Token) {
+///     token.complete();
+///     token.reject();
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "the queue waits until the token is completed or rejected; dropping it is an error that the guest sees"]
 pub struct Token {

@@ -136,8 +136,8 @@ impl State {
                 let traps = if number == 0 { self.pages.frame_traps } else { self.pages.control_traps };
                 if traps {
                     slot.pass_before_msi();
-                } else if let Some(queue) = &mut slot.queue {
-                    queue.consume(1);
+                } else {
+                    slot.pass();
                 }
                 // The store is a release: CONS was stored before, and must be seen to have passed the CMD_SYNC by whoever
                 // sees the MSI.
@@ -148,9 +148,7 @@ impl State {
                 self.interrupts.cmd_sync();
             }
             signal => {
-                if let Some(queue) = &mut slot.queue {
-                    queue.consume(1);
-                }
+                slot.pass();
                 if let Signal::Irq { .. } = signal {
                     self.interrupts.cmd_sync();
                 }

@@ -118,12 +118,20 @@ impl Slot {
         }
     }
 
-    /// Passes the command at CONS, and holds back whoever reads CONS by a trap until [`Self::publish`].
+    /// Passes the command at CONS, which was waited for.
+    pub fn pass(&mut self) {
+        let flags = self.flags();
+        if let Some(queue) = &mut self.queue {
+            queue.pass(flags, &self.place);
+        }
+    }
+
+    /// As [`Self::pass`], and holds back whoever reads CONS by a trap until [`Self::publish`].
     pub fn pass_before_msi(&mut self) {
         let flags = self.flags() | MSI_ON_ITS_WAY;
         if let Some(queue) = &mut self.queue {
             queue.publish(flags, &self.place);
-            queue.consume(1);
+            queue.pass(flags, &self.place);
         }
     }
 }

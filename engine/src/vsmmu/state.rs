@@ -12,15 +12,15 @@ use super::pages::Pages;
 use super::slot::{Control, Slot};
 use super::{Config, ConfigError};
 use crate::features::Features;
-use crate::host::{Cause, Failure, HostQueue};
+use crate::host::{Failure, HostQueue};
 use crate::identity::StreamMap;
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
 use crate::queue::{CommandError, Place, Visit, Waiting};
 use crate::registers::*;
-use crate::rules::{Applied, End, Rejected, Request, Rules, Signal};
+use crate::rules::{Applied, End, Rejected, Request, Rules};
 use crate::stats::Counters;
-use crate::submission::{Status, Submission};
+use crate::submission::Submission;
 use crate::token::{Outcome, Token, Tokens};
 
 /// Called by the worker with what the guest asks of the VMM. It must not wait.
@@ -132,6 +132,9 @@ impl State {
 
     /// One sweep: registers, completions, and a batch from every queue as long as there is room. Says whether there was anything.
     pub fn serve<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+        if let Some((round, failure)) = to.failed() {
+            self.hear(round, failure);
+        }
         if self.paused {
             return false;
         }
@@ -161,19 +164,17 @@ impl State {
             Some(Waiting::Vmm) => return self.complete_request(number),
             Some(Waiting::Sync { signal, round }) => (signal, round),
         };
-        match to.status(round) {
-            Status::Pending => return false,
-            Status::Completed => {
-                self.forget(number);
-                self.counters.commands.add(1);
-                self.counters.syncs.add(1);
-                self.pass_sync(number, signal);
-            }
-            Status::Failed(failure) => match self.blamed(number, failure) {
-                None => self.wait_for(number, signal, to),
+        match round {
+            None => queue.waiting = Some(Waiting::Sync { signal, round: Some(to.sync()) }),
+            Some(round) if !to.is_over(round) => return false,
+            Some(_) => match queue.synchronised() {
+                None => {
+                    self.counters.commands.add(1);
+                    self.counters.syncs.add(1);
+                    self.pass_sync(number, signal);
+                }
                 Some(error) => {
                     self.counters.host_failures.add(1);
-                    self.forget(number);
                     self.stop(number, error);
                 }
             },
@@ -181,40 +182,22 @@ impl State {
         true
     }
 
-    /// The error of a queue whose CMD_SYNC failed on the host; `None` if it is not to blame, and only has to ask again.
-    fn blamed(&self, number: usize, Failure { cause, command }: Failure) -> Option<CommandError> {
+    /// Tells every queue that a synchronisation failed, also while the guest is paused: nobody says so twice.
+    fn hear(&mut self, round: u64, Failure { cause, command }: Failure) {
         let ours = command.is_none_or(|command| self.rules.is_ours(&self.streams, command));
-        let atc = self.slots[number].queue.as_ref().is_some_and(|queue| queue.atc);
-        match cause {
-            Cause::Transient => None,
-            Cause::DeviceGone => Some(CommandError::Abt),
-            Cause::Illegal => ours.then_some(CommandError::Ill),
-            Cause::AtcTimeout => (ours && atc).then_some(CommandError::AtcInvSync),
-        }
-    }
-
-    /// The CMD_SYNC at CONS waits for the round that is met now.
-    fn wait_for<H: HostQueue>(&mut self, number: usize, signal: Signal, to: &mut Submission<H>) {
-        if let Some(queue) = &mut self.slots[number].queue {
-            queue.waiting = Some(Waiting::Sync { signal, round: to.sync() });
-        }
-    }
-
-    /// Nothing is waited for any more.
-    fn forget(&mut self, number: usize) {
-        if let Some(queue) = &mut self.slots[number].queue {
-            (queue.waiting, queue.atc) = (None, false);
-        }
+        let queues = self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut());
+        queues.for_each(|queue| queue.hear(round, cause, ours));
     }
 
     /// Completes the command for the VMM that a queue waits for, if the VMM has acted.
     fn complete_request(&mut self, number: usize) -> bool {
         let Some(outcome) = self.tokens.outcome(number) else { return false };
-        let Some(queue) = &mut self.slots[number].queue else { return false };
+        let slot = &mut self.slots[number];
+        let Some(queue) = &mut slot.queue else { return false };
         queue.waiting = None;
         match outcome {
             Outcome::Completed => {
-                queue.consume(1);
+                slot.pass();
                 self.counters.commands.add(1);
             }
             Outcome::Rejected => self.fail_request(number, CommandError::Ill),
@@ -243,11 +226,12 @@ impl State {
             return busy;
         }
         let Some(queue) = slot.queue.as_mut().filter(|queue| queue.waiting.is_none()) else { return busy };
+        let round = to.round();
         let Some(out) = to.room() else {
             denied.get_or_insert(number);
             return busy;
         };
-        match queue.visit(prod, out, &self.rules, &self.streams) {
+        match queue.visit(prod, out, round, &self.rules, &self.streams) {
             Visit::Idle => return busy,
             Visit::Inconsistent => self.counters.inconsistent.add(1),
             Visit::Abort => {
@@ -256,7 +240,7 @@ impl State {
             }
             Visit::Taken(applied) => {
                 if let End::Sync(signal) = applied.end {
-                    self.wait_for(number, signal, to);
+                    queue.waiting = Some(Waiting::Sync { signal, round: Some(to.sync()) });
                 }
                 self.account(number, applied);
             }

@@ -50,6 +50,16 @@ pub fn cfgi_ste(stream: u64) -> Command {
     Command([0x03 | stream << 32, 1])
 }
 
+/// CFGI_ALL: CFGI_STE_RANGE with Range=31.
+pub fn cfgi_all() -> Command {
+    Command([0x04, 31])
+}
+
+/// ATC_INV of everything.
+pub fn atc_inv(stream: u64) -> Command {
+    Command([0x40 | stream << 32, 52])
+}
+
 /// A command that no SMMU has.
 pub fn illegal() -> Command {
     Command([0xff, 0])

@@ -1,9 +1,10 @@
 //! Guests, a worker and a host, put together.
 
 use ecmdq_engine::host::{HostSmmu, NativeRing};
-use ecmdq_engine::{Command, Worker};
+use ecmdq_engine::{Command, VirtualSmmu, Worker};
 
-use super::{Guest, Script, Setup};
+use super::reg::CR0;
+use super::{CMDQEN, Guest, SMMUEN, Script, Setup};
 
 /// One guest in front of a native ring and the SMMU that stands behind it.
 pub struct Machine {
@@ -77,6 +78,30 @@ impl Rig {
             rig.add(Setup { vmid, host_stream: u32::from(vmid) << 16, ..Setup::default() }, log2);
         }
         rig
+    }
+
+    /// As [`Self::new`], before a host that is late, with queues of 2^4 entries, ATS, two ECMDQs, and SMMUEN, without which
+    /// ATC_INV is ignored.
+    pub fn with_ats(n: u16) -> Self {
+        let mut rig = Self::new(0, 4, Script::default());
+        (1..=n).for_each(|vmid| rig.add(Self::ats_setup(vmid), 4));
+        rig.guests.iter().for_each(|guest| guest.write(CR0, CMDQEN | SMMUEN));
+        rig.poll();
+        rig
+    }
+
+    /// A guest of [`Self::with_ats`].
+    pub fn ats_setup(vmid: u16) -> Setup {
+        let ats_and_ecmdqs = Setup::with(|f| {
+            *f = f.with_ecmdqs(0, 1);
+            f.ats = true;
+        });
+        Setup { vmid, host_stream: u32::from(vmid) << 16, ..ats_and_ecmdqs }
+    }
+
+    /// What the VMM of a guest has.
+    pub fn handle(&self, guest: usize) -> VirtualSmmu {
+        self.worker.guests()[guest].clone()
     }
 
     /// Adds a guest with an enabled queue.

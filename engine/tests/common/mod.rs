@@ -3,15 +3,23 @@
 
 mod canonical;
 mod cmd;
+mod ecmdq;
 mod guest;
 mod machine;
+mod recorder;
+mod ring;
 mod script;
+mod vmm;
 
 pub use canonical::assert_canonical;
 pub use cmd::*;
+pub use ecmdq::*;
 pub use guest::*;
 pub use machine::*;
+pub use recorder::{Event, MSI_PAGE, Recorder};
+pub use ring::Ring;
 pub use script::Script;
+pub use vmm::{Act, Vmm};
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;

@@ -1,10 +1,11 @@
 //! A host queue that does what a test says.
 
 use std::cell::{Ref, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use ecmdq_engine::Command;
-use ecmdq_engine::host::{HostQueue, Ticket};
+use ecmdq_engine::host::{Cause, Failure, HostQueue, Ticket};
 
 /// A handle to the host queue; clones share it. At first it takes everything and completes nothing.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,7 @@ struct State {
     /// For each ticket, how many commands it covers.
     syncs: Vec<usize>,
     reached: u64,
+    failed: BTreeMap<u64, Failure>,
     at_once: bool,
     per_submit: usize,
     room: usize,
@@ -24,7 +26,8 @@ struct State {
 impl Default for State {
     fn default() -> Self {
         let (per_submit, room) = (usize::MAX, usize::MAX);
-        Self { received: Vec::new(), syncs: Vec::new(), reached: 0, at_once: false, per_submit, room }
+        let (received, syncs, failed) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Self { received, syncs, reached: 0, failed, at_once: false, per_submit, room }
     }
 }
 
@@ -54,6 +57,17 @@ impl Script {
 
     pub fn finish_all(&self) {
         self.finish(self.syncs());
+    }
+
+    /// The `n`th ticket has failed, and every one before it has been reached.
+    pub fn fail(&self, n: usize, cause: Cause) {
+        self.fail_for(n, cause, None);
+    }
+
+    /// As [`Self::fail`], by a command that the host knows to be to blame.
+    pub fn fail_for(&self, n: usize, cause: Cause, command: Option<Command>) {
+        self.finish(n - 1);
+        self.0.borrow_mut().failed.insert(n as u64, Failure { cause, command });
     }
 
     /// How many synchronisations were asked for.
@@ -88,7 +102,8 @@ impl HostQueue for Script {
     fn sync(&mut self) -> Ticket {
         let mut state = self.0.borrow_mut();
         let covers = state.received.len();
-        if state.syncs.last().copied().unwrap_or(0) < covers {
+        let last = state.syncs.len() as u64;
+        if state.syncs.last().copied().unwrap_or(0) < covers || state.failed.contains_key(&last) {
             state.syncs.push(covers);
         }
         Ticket(state.syncs.len() as u64)
@@ -100,5 +115,9 @@ impl HostQueue for Script {
             state.reached = state.syncs.len() as u64;
         }
         Ticket(state.reached)
+    }
+
+    fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
+        self.0.borrow().failed.get(&ticket.0).copied()
     }
 }

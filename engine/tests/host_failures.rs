@@ -1,0 +1,171 @@
+//! Synchronisations that a host fails to complete: each guest hears what concerns it, once, whatever its VMM does meanwhile
+//! (facts sheet, section 3.4: CONS passes a CMD_SYNC only when everything before it is complete).
+
+mod common;
+
+use std::sync::atomic::Ordering::Release;
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use common::reg::CR0;
+use common::*;
+use ecmdq_engine::Command;
+use ecmdq_engine::host::Cause::{AtcTimeout, DeviceGone, Illegal, Transient};
+use ecmdq_engine::memory::GuestRam;
+use ecmdq_ring::SharedRegion;
+use vm_memory::GuestAddress;
+
+/// A word of RAM that is in no queue.
+const WORD: u64 = RAM + 0x804;
+
+fn msi(data: u32) -> Command {
+    sync_msi(WORD, data)
+}
+
+/// Failures of a host that is not an SMMU itself. Guest 0 waits in the round, guest 1 has sent a command in it and sends its
+/// CMD_SYNC later, guest 2 has sent nothing.
+#[test]
+fn whose_cmd_sync_tells_of_a_failure_of_the_host() {
+    let of_guest_1 = Some(host_asid(2, 1));
+    let (ill, abt) = (Some(CERROR_ILL), Some(CERROR_ABT));
+    // What the host says, the errors of guests 0 and 1.
+    let cases = [
+        (Illegal, of_guest_1, None, ill),
+        (Illegal, Some(host_asid(1, 1)), ill, None),
+        (Illegal, None, ill, ill),
+        (DeviceGone, None, abt, abt),
+        (Transient, of_guest_1, None, None),
+        (AtcTimeout, None, None, None),
+    ];
+    for (cause, command, error0, error1) in cases {
+        let mut rig = Rig::with_ats(3);
+        rig.guests[0].send(&[nh_asid(1), sync()]);
+        rig.guests[1].send(&[nh_asid(1)]);
+        rig.poll();
+        rig.host.fail_for(1, cause, command);
+        rig.poll_times(2);
+        assert_eq!((rig.guests[0].error(), rig.guests[1].error()), (error0, None), "{cause:?} {command:?}");
+        rig.guests[1].send(&[sync()]);
+        rig.guests[2].send(&[sync()]);
+        rig.poll_times(2);
+        rig.host.finish_all();
+        rig.poll_times(2);
+        assert_eq!((rig.guests[1].error(), rig.guests[2].error()), (error1, None), "{cause:?} {command:?}");
+        assert_eq!(rig.cons(0), if error0.is_some() { 1 } else { 2 });
+        rig.guests.iter().for_each(Guest::ack);
+        rig.poll_times(2);
+        rig.host.finish_all();
+        rig.poll_times(2);
+        assert_eq!([0, 1, 2].map(|guest| rig.cons(guest)), [2, 2, 1], "{cause:?}: acknowledged");
+    }
+}
+
+#[test]
+fn a_transient_failure_only_delays_whatever_was_sent() {
+    let mut rig = Rig::with_ats(2);
+    rig.guests[0].send(&[atc_inv(STREAM), msi(9)]);
+    rig.guests[1].send(&[nh_asid(1), msi(9)]);
+    rig.poll();
+    for n in 1..=3 {
+        rig.host.fail(n, Transient);
+        rig.poll_times(2);
+        assert_eq!(rig.host.syncs(), n + 1, "asked for again, once");
+        assert_eq!((rig.cons(0), rig.cons(1)), (1, 1));
+    }
+    rig.host.finish(4);
+    rig.poll();
+    for (number, guest) in rig.guests.iter().enumerate() {
+        assert_eq!((guest.cons(), guest.u32_at(WORD), guest.active()), (2, 9, 0), "guest {number}");
+    }
+}
+
+#[test]
+fn a_failure_while_the_guest_is_paused_is_not_forgotten() {
+    for (cause, error) in [(AtcTimeout, Some(CERROR_ATC_INV_SYNC)), (Transient, None)] {
+        let mut rig = Rig::with_ats(2);
+        rig.guests[0].send(&[atc_inv(STREAM), msi(9)]);
+        rig.poll();
+        rig.handle(0).pause();
+        rig.host.fail(1, cause);
+        rig.poll_times(3);
+        rig.guests[1].send(&[nh_asid(1), sync()]);
+        rig.poll_times(3);
+        assert_eq!((rig.cons(0), rig.guests[0].active()), (1, 0), "paused");
+        rig.handle(0).resume();
+        rig.poll_times(3);
+        assert_eq!(
+            (rig.cons(0), rig.guests[0].error(), rig.guests[0].u32_at(WORD)),
+            (1, error, 0),
+            "{cause:?}"
+        );
+        rig.guests[0].ack();
+        rig.poll_times(3);
+        rig.host.finish_all();
+        rig.poll_times(3);
+        assert_eq!((rig.cons(0), rig.cons(1), rig.guests[0].u32_at(WORD)), (2, 2, 9), "{cause:?}");
+    }
+}
+
+/// Guest memory whose map takes a while to be followed: the VMM is busy with the virtual SMMU between two barriers.
+struct Slow {
+    ram: SharedRegion,
+    busy: Arc<[Barrier; 2]>,
+}
+
+impl GuestRam for Slow {
+    fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
+        self.ram.part(at.0.checked_sub(RAM)? as usize, len)
+    }
+
+    fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
+        self.region(at, 4).map(|word| word.store_u32(0, value.to_le(), Release)).is_some()
+    }
+
+    fn refresh(&mut self) {
+        for barrier in self.busy.iter() {
+            barrier.wait();
+        }
+    }
+}
+
+/// Two guests; the VMM of the first can be busy with it.
+fn rig_with_a_busy_vmm() -> (Rig, Arc<[Barrier; 2]>) {
+    let ram = SharedRegion::from_words(vec![0; RAM_SIZE as usize / 8]);
+    let busy = Arc::new([Barrier::new(2), Barrier::new(2)]);
+    let slow = Slow { ram: ram.clone(), busy: busy.clone() };
+    let (mut guest, smmu) = Guest::new(Setup { ram: Some(Box::new(slow)), ..Rig::ats_setup(1) });
+    guest.ram = ram;
+    guest.write(CR0, SMMUEN);
+    guest.start(4);
+    let mut rig = Rig::new(0, 4, Script::default());
+    rig.worker.attach(smmu);
+    rig.guests.push(guest);
+    rig.add(Rig::ats_setup(2), 4);
+    (rig, busy)
+}
+
+#[test]
+fn a_guest_that_is_left_out_of_a_sweep_hears_of_the_failure_and_the_others_hear_once() {
+    let (mut rig, busy) = rig_with_a_busy_vmm();
+    rig.guests[0].send(&[atc_inv(STREAM), msi(9)]);
+    rig.guests[1].send(&[nh_asid(1), sync()]);
+    rig.poll();
+    let smmu = rig.handle(0);
+    let vmm = thread::spawn(move || smmu.memory_changed());
+    busy[0].wait();
+    rig.host.fail(1, AtcTimeout);
+    rig.poll_times(3);
+    assert_eq!((rig.cons(1), rig.host.syncs()), (1, 2), "asked for again, once");
+    assert_eq!((rig.cons(0), rig.guests[0].active()), (1, 0), "left out");
+    rig.host.finish(2);
+    busy[1].wait();
+    vmm.join().unwrap();
+    rig.poll_times(3);
+    assert_eq!((rig.guests[0].error(), rig.cons(0)), (Some(CERROR_ATC_INV_SYNC), 1));
+    assert_eq!((rig.cons(1), rig.guests[1].active(), rig.guests[0].u32_at(WORD)), (2, 0, 0));
+    rig.guests[0].ack();
+    rig.poll_times(2);
+    rig.host.finish_all();
+    rig.poll_times(2);
+    assert_eq!((rig.cons(0), rig.guests[0].u32_at(WORD)), (2, 9));
+}
