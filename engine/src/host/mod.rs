@@ -1,5 +1,6 @@
 //! Where canonical commands go.
 
+pub mod iommufd;
 mod recovery;
 mod ring;
 mod smmu;

@@ -1,9 +1,12 @@
 //! What every host queue must do, whatever is behind it: the contract of `HostQueue`, run against each kind.
 
+#[path = "../common/kernel.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod kernel;
 mod subjects;
 mod suite;
 
-use subjects::{EcmdqWithMsi, OneOfTwo, Ring};
+use subjects::{EcmdqWithMsi, Iommufd, OneOfTwo, Ring};
 
 /// All of the suite for a kind of host queue.
 macro_rules! conforms {
@@ -61,4 +64,5 @@ macro_rules! conforms {
 
 conforms!(native_ring: Ring::new());
 conforms!(native_ecmdq_with_msi: EcmdqWithMsi::new());
+conforms!(iommufd: Iommufd::new());
 conforms!(one_of_two_producers: OneOfTwo::new());

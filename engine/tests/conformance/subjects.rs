@@ -1,8 +1,12 @@
 //! The kinds of host queues, each with a hand on what is behind it.
 
+use ecmdq_engine::host::iommufd::{self, IommufdExecutor, IommufdQueue};
 use ecmdq_engine::host::{HostQueue, HostSmmu, MsiWord, NativeRing, RingFormat, RingLayout};
 use ecmdq_engine::{Command, CommandError, Opcode};
 use ecmdq_ring::SharedRegion;
+use rustix::io::Errno;
+
+use super::kernel::{Generation, Kernel};
 
 /// What the device does with commands from now on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,6 +123,22 @@ impl EcmdqWithMsi {
     }
 }
 
+/// The iommufd queue before a kernel of the older kind.
+pub struct Iommufd {
+    kernel: Kernel,
+    queue: IommufdQueue,
+    executor: IommufdExecutor<Kernel>,
+    executed: Vec<Command>,
+}
+
+impl Iommufd {
+    pub fn new() -> Self {
+        let kernel = Kernel::new(Generation::Old);
+        let (queue, executor) = iommufd::queue(kernel.clone(), LOG2).unwrap();
+        Self { kernel, queue, executor, executed: Vec::new() }
+    }
+}
+
 /// One of two producers of a native ring; the other sends a CMD_SYNC of its own now and then.
 pub struct OneOfTwo {
     ring: Ring,
@@ -159,6 +179,40 @@ impl Subject for Ring {
 
     fn executed(&self) -> &[Command] {
         &self.behind.executed
+    }
+}
+
+impl Subject for Iommufd {
+    fn queue(&mut self) -> &mut dyn HostQueue {
+        &mut self.queue
+    }
+
+    fn capacity(&self) -> usize {
+        24
+    }
+
+    fn set_device(&mut self, device: Device) {
+        match device {
+            Device::Fine => {}
+            Device::Refuses(command) => self.kernel.refuse(command),
+            Device::TimesOut => self.kernel.fail([Errno::TIMEDOUT]),
+            Device::Gone => self.kernel.go(),
+        }
+    }
+
+    fn work(&mut self) {
+        // A few more steps than it has something to do: one that fails counts as nothing done.
+        let mut idle = 0;
+        while idle < 5 {
+            idle = if self.executor.step() > 0 { 0 } else { idle + 1 };
+            self.queue.completed();
+        }
+        // It may execute commands again: the first time counts.
+        self.executed = self.kernel.executed_once();
+    }
+
+    fn executed(&self) -> &[Command] {
+        &self.executed
     }
 }
 

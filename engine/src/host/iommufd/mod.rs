@@ -1,0 +1,198 @@
+//! Linux iommufd as a host queue: commands go to the kernel, a call for up to 63 of them.
+//!
+//! The call waits for the hardware, so it runs beside the worker: an [`IommufdQueue`] takes commands and gives tickets, an
+//! [`IommufdExecutor`] on another thread makes the calls. Between them is a native ring, in which the executor stands for
+//! the host's SMMU; a CMD_SYNC is complete when the calls for all before it have returned.
+//!
+//! A queue belongs to one guest: the kernel replaces VMID and StreamIDs by the vIOMMU that it is called with. The kernel adds
+//! a CMD_SYNC of its own to each call.
+//!
+//! What holds for every kernel (facts sheet, section 6.5): never more than 63 commands a call, so that a call is done wholly
+//! or not at all; never an empty one; never CMD_SYNC; what the kernel says to have handled is not believed. A call that failed is made
+//! again in halves until the one command is found that the kernel refuses. Invalidations may be repeated.
+
+#[cfg(feature = "iommufd")]
+mod kernel;
+
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crossbeam::utils::Backoff;
+use rustix::io::Errno;
+
+use super::{Failure, HostQueue, HostSmmu, Identities, NativeRing, Ticket};
+use crate::command::{Command, Opcode};
+use crate::queue::CommandError;
+
+#[cfg(feature = "iommufd")]
+pub use kernel::{Nesting, VIommu};
+
+/// The most commands of a call: one group of the kernel's.
+pub const GROUP: usize = 63;
+
+/// How often a call is made again when the kernel has no memory, or the hardware does not answer (a second each time).
+const TRIES: u32 = 8;
+
+/// One call of `IOMMU_HWPT_INVALIDATE`.
+pub trait Invalidate {
+    /// Has the kernel execute commands, and waits for that. At least one, and [`GROUP`] at most.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said; nothing is known of which commands it has executed.
+    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno>;
+}
+
+/// A guest's commands on their way to the kernel.
+#[derive(Debug)]
+pub struct IommufdQueue(NativeRing);
+
+/// Makes the calls. The VMM runs it on a thread of its own.
+#[derive(Debug)]
+pub struct IommufdExecutor<I> {
+    smmu: HostSmmu,
+    caller: Caller<I>,
+}
+
+/// A queue of 2^`log2` commands for a guest, and what executes it.
+///
+/// # Errors
+///
+/// As [`NativeRing::with_consumer`].
+pub fn queue<I: Invalidate>(invalidate: I, log2: u32) -> io::Result<(IommufdQueue, IommufdExecutor<I>)> {
+    let (ring, smmu) = NativeRing::with_consumer(log2)?;
+    let caller = Caller { invalidate, tries: 0, atc_timeout: false };
+    Ok((IommufdQueue(ring), IommufdExecutor { smmu, caller }))
+}
+
+impl HostQueue for IommufdQueue {
+    fn identities(&self) -> Identities {
+        Identities::Guest
+    }
+
+    fn submit(&mut self, commands: &[Command]) -> usize {
+        self.0.submit(commands)
+    }
+
+    fn sync(&mut self) -> Ticket {
+        self.0.sync()
+    }
+
+    fn completed(&mut self) -> Ticket {
+        self.0.completed()
+    }
+
+    fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
+        self.0.failure(ticket)
+    }
+}
+
+impl<I: Invalidate> IommufdExecutor<I> {
+    /// Makes a call, or more if one fails, for the next commands; waits for the hardware. Says how many commands and
+    /// CMD_SYNCs are done; none if there are none, or the kernel wants the call again later.
+    pub fn step(&mut self) -> usize {
+        let Self { smmu, caller } = self;
+        smmu.poll_with(|commands| caller.execute(commands))
+    }
+
+    /// Steps until `stop` is set.
+    pub fn run(&mut self, stop: &AtomicBool) {
+        let backoff = Backoff::new();
+        // Relaxed: `stop` carries nothing but itself.
+        while !stop.load(Relaxed) {
+            if self.step() > 0 {
+                backoff.reset();
+            } else {
+                backoff.snooze();
+            }
+        }
+    }
+
+    /// How many commands have been executed, CMD_SYNCs included.
+    pub fn total(&self) -> u64 {
+        self.smmu.total()
+    }
+}
+
+#[derive(Debug)]
+struct Caller<I> {
+    invalidate: I,
+    /// How often the call for the first command has failed for want of something.
+    tries: u32,
+    /// An ATC_INV timed out: the next CMD_SYNC fails.
+    atc_timeout: bool,
+}
+
+/// Why not all of a group was executed.
+enum Stop {
+    /// Nothing of it is known to be done: it is tried again later.
+    Later,
+    /// All before this one is done, and the kernel refuses it.
+    Refused(usize),
+    /// The kernel will execute nothing any more.
+    Gone,
+}
+
+impl<I: Invalidate> Caller<I> {
+    /// How many entries from the front are done, and what is wrong with the next.
+    fn execute(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
+        let is_sync = |command: &Command| command.opcode() == Opcode::CMD_SYNC;
+        let group = entries.iter().take(GROUP).take_while(|command| !is_sync(command)).count();
+        if group == 0 {
+            // A CMD_SYNC: the calls for all before it have returned.
+            return if std::mem::take(&mut self.atc_timeout) {
+                (0, Some(CommandError::AtcInvSync))
+            } else {
+                (1, None)
+            };
+        }
+        match self.group(&entries[..group]) {
+            Ok(()) => (group, None),
+            Err(Stop::Later) => (0, None),
+            Err(Stop::Refused(at)) => (at, Some(CommandError::Ill)),
+            Err(Stop::Gone) => (0, Some(CommandError::Abt)),
+        }
+    }
+
+    /// Executes a group; on an error in halves.
+    fn group(&mut self, commands: &[Command]) -> Result<(), Stop> {
+        match self.invalidate.invalidate(commands) {
+            Ok(()) => {
+                self.tries = 0;
+                Ok(())
+            }
+            // The kernel looks at commands one by one, and says so when it does not like one.
+            Err(Errno::IO) => match commands {
+                [_] => Err(Stop::Refused(0)),
+                _ => {
+                    let (first, second) = commands.split_at(commands.len() / 2);
+                    self.group(first)?;
+                    self.group(second).map_err(|stop| match stop {
+                        Stop::Refused(at) => Stop::Refused(first.len() + at),
+                        // The first half will be done once more.
+                        other => other,
+                    })
+                }
+            },
+            Err(Errno::TIMEDOUT) if has_atc_inv(commands) => {
+                // Endpoints did not answer, or the SMMU did not: the rest has to be executed without them.
+                self.atc_timeout = true;
+                let rest: Vec<_> =
+                    commands.iter().copied().filter(|c| c.opcode() != Opcode::ATC_INV).collect();
+                if rest.is_empty() { Ok(()) } else { self.group(&rest).map_err(|_| Stop::Later) }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => Err(Stop::Later),
+            Err(Errno::NOMEM | Errno::TIMEDOUT) if self.tries < TRIES => {
+                self.tries += 1;
+                Err(Stop::Later)
+            }
+            // The device, the vIOMMU or the descriptor has gone, or never was what it should be.
+            Err(_) => Err(Stop::Gone),
+        }
+    }
+}
+
+fn has_atc_inv(commands: &[Command]) -> bool {
+    commands.iter().any(|command| command.opcode() == Opcode::ATC_INV)
+}
