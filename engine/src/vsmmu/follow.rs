@@ -22,7 +22,7 @@ impl State {
         let gerrorn = frame.load_u32(GERRORN, Acquire);
         let gbpa = frame.load_u32(GBPA, Acquire);
         let mut changed = false;
-        if cr0 != self.cr0ack || self.smmuen_pending.is_some() {
+        if cr0 != self.cr0ack || self.smmuen_pending.is_some() || self.smmuen_untold {
             changed |= self.follow_cr0(cr0);
         }
         if irq_ctrl != self.irq_ctrl {
@@ -65,7 +65,9 @@ impl State {
     fn follow_smmuen(&mut self, wanted: u32) -> u32 {
         let (before, token) = (self.cr0ack & CR0_SMMUEN, self.slots.len());
         if self.smmuen_pending.is_none() {
-            if wanted == before {
+            // A VMM that took over a saved state follows what the guest sees to be in effect already.
+            let untold = std::mem::take(&mut self.smmuen_untold) && wanted != 0;
+            if wanted == before && !untold {
                 return before;
             }
             self.smmuen_pending = Some(wanted);

@@ -4,10 +4,10 @@
 //! and had not completed is not consumed yet: CONS points at it, and it is taken again. What had been consumed and was
 //! not on the host yet is made good by the invalidation of all that the guest may have cached.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use ecmdq_ring::Toggle;
-use ecmdq_ring::handshake::{EN, Handshake};
+use ecmdq_ring::handshake::{EN, ERR, Handshake, REASON_SHIFT};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -31,6 +31,8 @@ pub struct Snapshot {
     cr0ack: u32,
     irq_ctrlack: u32,
     gerror: u32,
+    /// GERRORN as it was last looked at: the guest may have acknowledged an error since, by the register.
+    gerrorn: u32,
     /// The queues that are not as after reset; 0 is the CMDQ.
     queues: Vec<QueueState>,
 }
@@ -129,6 +131,7 @@ impl State {
             cr0ack: self.cr0ack,
             irq_ctrlack: self.irq_ctrl,
             gerror: self.errors.raised(),
+            gerrorn: self.errors.acknowledged() & GERROR_BITS,
             queues: (0..).zip(&self.slots).filter_map(|(number, slot)| slot.save(number, active)).collect(),
         }
     }
@@ -150,13 +153,13 @@ impl State {
         }
         corrupt(snapshot.cr0ack & !self.cr0_bits != 0, "CR0ACK")?;
         corrupt(snapshot.irq_ctrlack & !self.irq_ctrl_bits != 0, "IRQ_CTRLACK")?;
-        corrupt(snapshot.gerror & !GERROR_BITS != 0, "GERROR")?;
+        corrupt((snapshot.gerror | snapshot.gerrorn) & !GERROR_BITS != 0, "GERROR")?;
         let mut next = 0;
         for queue in &snapshot.queues {
             corrupt(queue.number < next, "the queues are not in order")?;
-            next = queue.number + 1;
             let slot = self.slots.get(queue.number as usize);
             let slot = slot.ok_or(RestoreError::Corrupt("a queue that does not exist"))?;
+            next = queue.number + 1;
             corrupt(!slot.can_be(queue, snapshot, self), "a queue")?;
         }
         let cmdq = snapshot.queues.first().is_some_and(|queue| queue.number == 0 && queue.enabled);
@@ -173,13 +176,11 @@ impl State {
                 _ => frame.store_u32(offset, *value as u32, Release),
             }
         }
-        // SMMUEN takes effect again when the VMM has followed it; meanwhile the guest sees what it saw, unless it has
-        // cleared it.
-        let seen = snapshot.cr0ack & (frame.load_u32(CR0, Relaxed) | !CR0_SMMUEN);
-        self.cr0ack = snapshot.cr0ack & !CR0_SMMUEN;
+        // SMMUEN takes effect again when the VMM has followed it; meanwhile the guest sees what it saw.
+        (self.cr0ack, self.smmuen_untold) = (snapshot.cr0ack, true);
         self.irq_ctrl = snapshot.irq_ctrlack;
-        self.errors = Toggle::new(snapshot.gerror, frame.load_u32(GERRORN, Relaxed));
-        frame.store_u32(CR0ACK, seen, Release);
+        self.errors = Toggle::new(snapshot.gerror, snapshot.gerrorn);
+        frame.store_u32(CR0ACK, self.cr0ack, Release);
         frame.store_u32(IRQ_CTRLACK, self.irq_ctrl, Release);
         frame.store_u32(GERROR, snapshot.gerror, Release);
         for queue in &snapshot.queues {
@@ -206,7 +207,8 @@ impl Slot {
             Some(queue) => (queue.base(), queue.cons().raw() | self.flags()),
             None => (
                 registers.load_u64(place.base, Acquire) & QUEUE_BASE,
-                registers.load_u32(place.cons, Acquire),
+                // The guest can write it now: not all that it says needs to be so.
+                registers.load_u32(place.cons, Acquire) & self.cons_bits() & !self.enack(),
             ),
         };
         let (enabled, stopped) = (queue.is_some(), self.is_stopped(active));
@@ -218,19 +220,31 @@ impl Slot {
     fn can_be(&self, queue: &QueueState, snapshot: &Snapshot, smmu: &State) -> bool {
         let size = CommandQueue::new(queue.base, queue.cons, &smmu.features);
         let index = queue.cons & INDEX;
-        let acked = |errors: &Snapshot| {
-            let gerrorn = errors.registers.iter().find(|(offset, _)| *offset as usize == GERRORN);
-            u64::from(errors.gerror) ^ gerrorn.map_or(0, |(_, value)| *value)
-        };
+        let errors = snapshot.gerror ^ snapshot.gerrorn;
         let control = match &self.control {
-            Control::Cmdq { .. } => queue.stopped == (acked(snapshot) & u64::from(GERROR_CMDQ_ERR) != 0),
-            Control::Ecmdq(_) => queue.enabled == (queue.cons & EN != 0),
+            Control::Cmdq { .. } => queue.stopped == (errors & GERROR_CMDQ_ERR != 0),
+            Control::Ecmdq(_) => queue.enabled == (queue.cons & self.enack() != 0),
         };
-        let code = queue.cons >> CONS_ERR_SHIFT & 7;
         queue.base & !QUEUE_BASE == 0
+            && queue.cons & !self.cons_bits() == 0
             && (!queue.enabled || index == size.cons().raw())
-            && (!queue.stopped || (1..=3).contains(&code))
             && control
+    }
+
+    /// The bits that CONS has.
+    fn cons_bits(&self) -> u32 {
+        match self.control {
+            Control::Cmdq { .. } => INDEX | 0x7f << CONS_ERR_SHIFT,
+            Control::Ecmdq(_) => INDEX | ERR | 7 << REASON_SHIFT | EN,
+        }
+    }
+
+    /// Which of them says that the queue is enabled.
+    fn enack(&self) -> u32 {
+        match self.control {
+            Control::Cmdq { .. } => 0,
+            Control::Ecmdq(_) => EN,
+        }
     }
 
     fn restore(&mut self, queue: &QueueState) {

@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub cr0ack: u32,
     /// The value of SMMUEN that the VMM is following.
     pub(super) smmuen_pending: Option<u32>,
+    /// After a restore, until the VMM has been asked to follow SMMUEN.
+    pub(super) smmuen_untold: bool,
     /// The value of GBPA that the VMM is following.
     pub(super) gbpa_pending: Option<u32>,
     /// IRQ_CTRLACK.
@@ -100,6 +102,7 @@ impl State {
             last_rejected: None,
             cr0ack: 0,
             smmuen_pending: None,
+            smmuen_untold: false,
             gbpa_pending: None,
             irq_ctrl: 0,
             errors: Toggle::default(),
@@ -124,7 +127,7 @@ impl State {
             };
         }
         (self.cr0ack, self.irq_ctrl, self.errors) = (0, 0, Toggle::default());
-        (self.smmuen_pending, self.gbpa_pending) = (None, None);
+        (self.smmuen_pending, self.smmuen_untold, self.gbpa_pending) = (None, false, None);
         (self.last_rejected, self.invalidating) = (None, None);
         self.rules.set_smmu_enabled(false);
         self.pages.reset(&self.features);

@@ -1,0 +1,12 @@
+//! Saving, restoring, pausing and resetting a virtual SMMU in the middle of its work.
+//!
+//! `ECMDQ_SNAPSHOTS` is the number of snapshots of the random migrations (200 unless it is set), `ECMDQ_SEED` their seed.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod corrupt;
+mod life;
+mod migrate;
+mod running;
+mod traffic;
+mod vm;
