@@ -36,7 +36,8 @@ impl State {
             }
             changed = true;
         }
-        if gbpa & GBPA_UPDATE != 0 || self.gbpa_pending.is_some() {
+        let untold = std::mem::take(&mut self.gbpa_untold);
+        if gbpa & GBPA_UPDATE != 0 || self.gbpa_pending.is_some() || untold {
             changed |= self.follow_gbpa(gbpa & !GBPA_UPDATE);
         }
         changed

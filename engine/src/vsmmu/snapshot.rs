@@ -178,6 +178,7 @@ impl State {
         }
         // SMMUEN takes effect again when the VMM has followed it; meanwhile the guest sees what it saw.
         (self.cr0ack, self.smmuen_untold) = (snapshot.cr0ack, true);
+        self.gbpa_untold = frame.load_u32(GBPA, Acquire) != 0;
         self.irq_ctrl = snapshot.irq_ctrlack;
         self.errors = Toggle::new(snapshot.gerror, snapshot.gerrorn);
         frame.store_u32(CR0ACK, self.cr0ack, Release);

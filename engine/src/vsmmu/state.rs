@@ -47,6 +47,8 @@ pub(crate) struct State {
     pub(super) smmuen_untold: bool,
     /// The value of GBPA that the VMM is following.
     pub(super) gbpa_pending: Option<u32>,
+    /// The VMM has to be told GBPA, which a saved state brought.
+    pub(super) gbpa_untold: bool,
     /// IRQ_CTRLACK.
     pub irq_ctrl: u32,
     pub errors: Toggle,
@@ -104,6 +106,7 @@ impl State {
             smmuen_pending: None,
             smmuen_untold: false,
             gbpa_pending: None,
+            gbpa_untold: false,
             irq_ctrl: 0,
             errors: Toggle::default(),
             slots,
@@ -127,7 +130,8 @@ impl State {
             };
         }
         (self.cr0ack, self.irq_ctrl, self.errors) = (0, 0, Toggle::default());
-        (self.smmuen_pending, self.smmuen_untold, self.gbpa_pending) = (None, false, None);
+        (self.smmuen_pending, self.smmuen_untold) = (None, false);
+        (self.gbpa_pending, self.gbpa_untold) = (None, false);
         (self.last_rejected, self.invalidating) = (None, None);
         self.rules.set_smmu_enabled(false);
         self.pages.reset(&self.features);

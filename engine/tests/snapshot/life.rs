@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Acquire;
 use ecmdq_engine::rules::Request;
 
 use crate::common::{RAM, cfgi_ste, host_page, nh_page, sync_msi};
-use crate::traffic::{CMDQEN, CR0, CR0ACK, EVENTQEN, Guest, Random, SMMUEN, seed};
+use crate::traffic::{CMDQEN, CR0, CR0ACK, EVENTQEN, GBPA, Guest, Random, SMMUEN, UPDATE, seed};
 use crate::vm::{EN, QUEUES, VMID, Vm};
 
 const PROD: usize = 8;
@@ -117,6 +117,23 @@ fn a_request_that_was_pending_is_asked_again_and_the_old_token_means_nothing() {
         new.poll(1);
         assert_eq!(cons(&new, queue), 1);
     }
+}
+
+#[test]
+fn a_new_vmm_is_told_of_gbpa() {
+    const ABORT: u32 = 1 << 20;
+    let mut vm = Vm::new();
+    vm.write(GBPA, UPDATE | ABORT);
+    vm.poll(1);
+    assert_eq!(vm.asked.lock().unwrap().front().unwrap().0, Request::Bypass(ABORT));
+    vm.asked.lock().unwrap().drain(..).for_each(|(_, token)| token.complete());
+    vm.poll(1);
+    assert_eq!(vm.read(GBPA), ABORT);
+    let mut new = vm.moved();
+    new.smmu.resume();
+    new.poll(1);
+    assert_eq!(new.asked.lock().unwrap().pop_front().unwrap().0, Request::Bypass(ABORT));
+    assert_eq!(new.read(GBPA), ABORT, "the guest sees no update");
 }
 
 #[test]

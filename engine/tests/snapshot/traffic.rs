@@ -123,7 +123,7 @@ pub const GERRORN: usize = 0x64;
 pub const SMMUEN: u32 = 1 << 0;
 pub const EVENTQEN: u32 = 1 << 2;
 pub const CMDQEN: u32 = 1 << 3;
-const UPDATE: u32 = 1 << 31;
+pub const UPDATE: u32 = 1 << 31;
 
 /// The guest, and what its VMM has done.
 pub struct Guest {
