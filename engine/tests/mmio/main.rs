@@ -1,0 +1,77 @@
+//! Registers as a guest sees them through traps: reset values, write guards, sizes, and a model of the whole.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod guards;
+mod model;
+#[path = "../commands/support/seed.rs"]
+mod seed;
+mod sweep;
+
+use std::sync::{Arc, Mutex};
+
+use common::Script;
+use ecmdq_engine::memory::Ram;
+use ecmdq_engine::rules::Request;
+use ecmdq_engine::{
+    Config, Features, FrontEnd, HostStreamId, NoInterrupts, StreamId, StreamMap, Token, VirtualSmmu, Vmid,
+    Worker,
+};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// Guest RAM.
+const RAM: u64 = 0x4000_0000;
+const RAM_SIZE: usize = 0x1_0000;
+
+/// A virtual SMMU behind traps, polled by hand, whose VMM acts when the test says so.
+struct Trapped {
+    smmu: VirtualSmmu,
+    worker: Worker<Script>,
+    asked: Arc<Mutex<Vec<(Request, Token)>>>,
+    ram: Ram<Arc<GuestMemoryMmap<()>>>,
+}
+
+impl Trapped {
+    fn new(features: Features) -> Self {
+        let ram = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE)]).unwrap();
+        let ram = Ram::new(Arc::new(ram));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let asking = asked.clone();
+        let smmu = VirtualSmmu::new(Config {
+            features,
+            host_features: features,
+            quirks: Vec::new(),
+            vmid: Vmid(7),
+            streams: Arc::new(StreamMap::from_pairs([(StreamId(1), HostStreamId(2))]).unwrap()),
+            ram: Box::new(ram.clone()),
+            front_end: FrontEnd::Trapped,
+            interrupts: Box::new(NoInterrupts),
+            on_request: Box::new(move |request, token| asking.lock().unwrap().push((request, token))),
+        })
+        .unwrap();
+        let mut worker = Worker::new(Script::at_once());
+        worker.attach(smmu.clone());
+        Self { smmu, worker, asked, ram }
+    }
+
+    fn read(&self, offset: usize) -> u32 {
+        let mut data = [0xee; 4];
+        self.smmu.mmio_read(offset as u64, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(&self, offset: usize, value: u32) {
+        self.smmu.mmio_write(offset as u64, &value.to_le_bytes());
+    }
+
+    /// Lets the worker come to rest.
+    fn settle(&mut self) {
+        assert!((0..100).any(|_| !self.worker.poll()), "the worker does not come to rest");
+    }
+
+    /// Carries out all that the VMM was asked for.
+    fn complete_requests(&mut self) {
+        self.asked.lock().unwrap().drain(..).for_each(|(_, token)| token.complete());
+        self.settle();
+    }
+}
