@@ -1,10 +1,12 @@
 //! Where canonical commands go.
 
 pub mod iommufd;
+pub mod model;
 mod recovery;
 mod ring;
 mod smmu;
 
+pub use model::ModelSmmu;
 pub use ring::{MsiWord, NativeRing, RingFormat, RingLayout};
 pub use smmu::HostSmmu;
 

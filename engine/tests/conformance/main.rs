@@ -6,7 +6,7 @@ mod kernel;
 mod subjects;
 mod suite;
 
-use subjects::{EcmdqWithMsi, Iommufd, OneOfTwo, Ring};
+use subjects::{EcmdqWithMsi, Iommufd, Model, OneOfTwo, Ring};
 
 /// All of the suite for a kind of host queue.
 macro_rules! conforms {
@@ -66,3 +66,4 @@ conforms!(native_ring: Ring::new());
 conforms!(native_ecmdq_with_msi: EcmdqWithMsi::new());
 conforms!(iommufd: Iommufd::new());
 conforms!(one_of_two_producers: OneOfTwo::new());
+conforms!(model_smmu: Model::new());

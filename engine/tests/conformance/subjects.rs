@@ -1,8 +1,11 @@
 //! The kinds of host queues, each with a hand on what is behind it.
 
 use ecmdq_engine::host::iommufd::{self, IommufdExecutor, IommufdQueue};
-use ecmdq_engine::host::{HostQueue, HostSmmu, MsiWord, NativeRing, RingFormat, RingLayout};
-use ecmdq_engine::{Command, CommandError, Opcode};
+use ecmdq_engine::host::model::Pace;
+use ecmdq_engine::host::{
+    Cause, HostQueue, HostSmmu, ModelSmmu, MsiWord, NativeRing, RingFormat, RingLayout,
+};
+use ecmdq_engine::{Command, CommandError, Features, Opcode};
 use ecmdq_ring::SharedRegion;
 use rustix::io::Errno;
 
@@ -262,5 +265,51 @@ impl Subject for OneOfTwo {
 
     fn executed(&self) -> &[Command] {
         self.ring.executed()
+    }
+}
+
+/// A model SMMU, whose faults are its own.
+pub struct Model {
+    queue: ModelSmmu,
+    device: Device,
+    executed: Vec<Command>,
+}
+
+impl Model {
+    pub fn new() -> Self {
+        let mut features = Features::linux();
+        features.ats = true;
+        let queue = ModelSmmu::new(&features);
+        queue.set_pace(Pace::ByHand);
+        queue.set_room(24);
+        Self { queue, device: Device::Fine, executed: Vec::new() }
+    }
+}
+
+impl Subject for Model {
+    fn queue(&mut self) -> &mut dyn HostQueue {
+        &mut self.queue
+    }
+
+    fn capacity(&self) -> usize {
+        24
+    }
+
+    fn set_device(&mut self, device: Device) {
+        self.device = device;
+        match device {
+            Device::Fine => {}
+            Device::Refuses(command) => self.queue.refuse(command),
+            Device::TimesOut => self.queue.fail_next(Cause::AtcTimeout),
+            Device::Gone => self.queue.fail_next(Cause::DeviceGone),
+        }
+    }
+
+    fn work(&mut self) {
+        self.queue.work(usize::MAX, |command| self.executed.push(command));
+    }
+
+    fn executed(&self) -> &[Command] {
+        &self.executed
     }
 }
