@@ -17,7 +17,7 @@ use ecmdq_engine::{
     Config, Features, FrontEnd, HostStreamId, NoInterrupts, StreamId, StreamMap, Token, VirtualSmmu, Vmid,
     Worker,
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
 /// Guest RAM.
 const RAM: u64 = 0x4000_0000;
@@ -28,13 +28,19 @@ struct Trapped {
     smmu: VirtualSmmu,
     worker: Worker<Script>,
     asked: Arc<Mutex<Vec<(Request, Token)>>>,
-    ram: Ram<Arc<GuestMemoryMmap<()>>>,
+    ram: Ram<GuestMemoryAtomic<GuestMemoryMmap<()>>>,
+    space: GuestMemoryAtomic<GuestMemoryMmap<()>>,
+    /// The memory map with RAM and without it.
+    maps: [GuestMemoryMmap<()>; 2],
 }
 
 impl Trapped {
     fn new(features: Features) -> Self {
-        let ram = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE)]).unwrap();
-        let ram = Ram::new(Arc::new(ram));
+        let elsewhere = (GuestAddress(0x8000_0000), 0x1000);
+        let with = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE), elsewhere]).unwrap();
+        let (without, _) = with.remove_region(GuestAddress(RAM), RAM_SIZE as u64).unwrap();
+        let space = GuestMemoryAtomic::new(with.clone());
+        let ram = Ram::new(space.clone());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let asking = asked.clone();
         let smmu = VirtualSmmu::new(Config {
@@ -51,7 +57,7 @@ impl Trapped {
         .unwrap();
         let mut worker = Worker::new(Script::at_once());
         worker.attach(smmu.clone());
-        Self { smmu, worker, asked, ram }
+        Self { smmu, worker, asked, ram, space, maps: [without, with] }
     }
 
     fn read(&self, offset: usize) -> u32 {
@@ -62,6 +68,12 @@ impl Trapped {
 
     fn write(&self, offset: usize, value: u32) {
         self.smmu.mmio_write(offset as u64, &value.to_le_bytes());
+    }
+
+    /// Takes RAM out of the guest's memory map, or puts it back.
+    fn set_memory(&self, there: bool) {
+        self.space.lock().unwrap().replace(self.maps[usize::from(there)].clone());
+        self.smmu.memory_changed();
     }
 
     /// Lets the worker come to rest.

@@ -95,6 +95,8 @@ struct Queue {
 #[derive(Debug)]
 struct Model {
     words: BTreeMap<usize, u32>,
+    /// Whether RAM is in the memory map.
+    memory: bool,
     /// By slot number from the start of RAM.
     ram: BTreeMap<u64, Entry>,
     queues: [Option<Queue>; 3],
@@ -113,6 +115,7 @@ impl Model {
         let words = COMPARED.into_iter().map(|offset| (offset, 0)).collect();
         Self {
             words,
+            memory: true,
             ram: BTreeMap::new(),
             queues: [None; 3],
             stopped: [false; 3],
@@ -181,7 +184,7 @@ impl Model {
         self.set(GERROR, self.word(GERROR) ^ bit);
         // The interrupt is an MSI if there is an address; its abort is an error without an interrupt.
         let address = u64::from(self.word(0x68));
-        let in_ram = (RAM..RAM + super::RAM_SIZE as u64).contains(&address);
+        let in_ram = self.memory && (RAM..RAM + super::RAM_SIZE as u64).contains(&address);
         if self.word(IRQ_CTRLACK) & 1 != 0
             && address != 0
             && !in_ram
@@ -270,8 +273,9 @@ impl Model {
         if used == 0 || used > queue.size {
             return;
         }
-        let inside =
-            queue.base >= RAM && queue.base + 16 * u64::from(queue.size) <= RAM + super::RAM_SIZE as u64;
+        let inside = self.memory
+            && queue.base >= RAM
+            && queue.base + 16 * u64::from(queue.size) <= RAM + super::RAM_SIZE as u64;
         let entry = |at: u32| {
             let slot = (queue.base - RAM) / 16 + u64::from(at & (queue.size - 1));
             self.ram.get(&slot).copied()
@@ -319,8 +323,8 @@ impl Model {
     }
 
     fn reset(&mut self) {
-        let ram = std::mem::take(&mut self.ram);
-        *self = Self { ram, ..Self::new() };
+        let (memory, ram) = (self.memory, std::mem::take(&mut self.ram));
+        *self = Self { memory, ram, ..Self::new() };
     }
 }
 
@@ -330,6 +334,8 @@ enum Step {
     Put(u64, Entry),
     /// To the oldest request: 0 and 1 complete it, 2 rejects it, 3 drops it.
     Answer(u8),
+    /// RAM leaves the memory map, or comes back.
+    Memory(bool),
     Reset,
 }
 
@@ -366,6 +372,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (prop::sample::select(vec![0_u64, 64, 256, 960]), 0..8_u64, entry)
             .prop_map(|(ring, slot, entry)| Step::Put(ring + slot, entry)),
         4 => (0..4_u8).prop_map(Step::Answer),
+        2 => any::<bool>().prop_map(Step::Memory),
         1 => Just(Step::Reset),
     ]
 }
@@ -394,6 +401,10 @@ fn act(step: &Step, trapped: &mut Trapped, model: &mut Model) {
                 _ => drop(token),
             }
             model.answer(!matches!(request, Request::Bypass(_)), *how < 2);
+        }
+        Step::Memory(there) => {
+            trapped.set_memory(*there);
+            model.memory = *there;
         }
         Step::Reset => {
             trapped.smmu.reset();
