@@ -38,7 +38,7 @@ impl State {
         }
         let untold = std::mem::take(&mut self.gbpa_untold);
         if gbpa & GBPA_UPDATE != 0 || self.gbpa_pending.is_some() || untold {
-            changed |= self.follow_gbpa(gbpa & !GBPA_UPDATE);
+            changed |= self.follow_gbpa(gbpa);
         }
         changed
     }
@@ -89,12 +89,15 @@ impl State {
         let value = before.unwrap_or(gbpa);
         if before.is_none() {
             self.gbpa_pending = Some(value);
-            self.ask(Request::Bypass(value), token);
+            self.ask(Request::Bypass(value & !GBPA_UPDATE), token);
         }
         let Some(outcome) = self.tokens.outcome(token) else { return before.is_none() };
         self.gbpa_pending = None;
         self.check_register_request(outcome);
-        self.pages.frame.store_u32(GBPA, value, Release);
+        // What a saved state brought was no update; the guest may have begun one since, which is followed next.
+        if value & GBPA_UPDATE != 0 {
+            self.pages.frame.store_u32(GBPA, value & !GBPA_UPDATE, Release);
+        }
         true
     }
 

@@ -45,7 +45,7 @@ pub(crate) struct State {
     pub(super) smmuen_pending: Option<u32>,
     /// After a restore, until the VMM has been asked to follow SMMUEN.
     pub(super) smmuen_untold: bool,
-    /// The value of GBPA that the VMM is following.
+    /// The value of GBPA that the VMM is following, with Update if the guest waits for that.
     pub(super) gbpa_pending: Option<u32>,
     /// The VMM has to be told GBPA, which a saved state brought.
     pub(super) gbpa_untold: bool,

@@ -48,15 +48,21 @@ impl VirtualSmmu {
         let _one_at_a_time = self.0.writing.lock();
         let value = data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
         let (region, offset) = self.0.memory(access);
+        // What is not writable now may be the worker's: then nothing is stored, not even what was there, since the worker may
+        // have stored something newer meanwhile. What is writable now the worker leaves alone.
         // Release: pairs with the worker's acquire loads, so that registers are seen written in the guest's order.
         if data.len() == 8 {
             let old = region.load_u64(offset, Acquire);
-            let bits = self.0.writable_bits(access, old, value);
-            region.store_u64(offset, old & !bits | value & bits, Release);
+            match self.0.writable_bits(access, old, value) {
+                0 => {}
+                bits => region.store_u64(offset, old & !bits | value & bits, Release),
+            }
         } else {
             let old = region.load_u32(offset, Acquire);
-            let bits = self.0.writable_bits(access, old.into(), value) as u32;
-            region.store_u32(offset, old & !bits | value as u32 & bits, Release);
+            match self.0.writable_bits(access, old.into(), value) as u32 {
+                0 => {}
+                bits => region.store_u32(offset, old & !bits | value as u32 & bits, Release),
+            }
         }
     }
 }

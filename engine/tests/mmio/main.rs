@@ -1,12 +1,16 @@
-//! Registers as a guest sees them through traps: reset values, write guards, sizes, and a model of the whole.
+//! Registers as a guest sees them through traps: values, sizes, write guards, a model of the whole, and threads.
+//!
+//! Random tests have a fixed seed; see `commands/support/seed.rs` for how to have more cases and other ones.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod expected;
 mod guards;
 mod model;
 #[path = "../commands/support/seed.rs"]
 mod seed;
 mod sweep;
+mod threads;
 
 use std::sync::{Arc, Mutex};
 
@@ -14,8 +18,8 @@ use common::Script;
 use ecmdq_engine::memory::Ram;
 use ecmdq_engine::rules::Request;
 use ecmdq_engine::{
-    Config, Features, FrontEnd, HostStreamId, NoInterrupts, StreamId, StreamMap, Token, VirtualSmmu, Vmid,
-    Worker,
+    Config, Features, FrontEnd, HostStreamId, NoInterrupts, OnRequest, StreamId, StreamMap, Token,
+    VirtualSmmu, Vmid, Worker,
 };
 use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
@@ -23,51 +27,91 @@ use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 const RAM: u64 = 0x4000_0000;
 const RAM_SIZE: usize = 0x1_0000;
 
-/// A virtual SMMU behind traps, polled by hand, whose VMM acts when the test says so.
+type Space = GuestMemoryAtomic<GuestMemoryMmap<()>>;
+type GuestMemory = Ram<Space>;
+
+/// RAM, and some memory elsewhere.
+fn map() -> GuestMemoryMmap<()> {
+    let elsewhere = (GuestAddress(0x8000_0000), 0x1000);
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(RAM), RAM_SIZE), elsewhere]).unwrap()
+}
+
+fn memory() -> GuestMemory {
+    Ram::new(Space::new(map()))
+}
+
+/// A virtual SMMU all of whose registers trap.
+fn trapped(features: Features, ram: &GuestMemory, on_request: OnRequest) -> VirtualSmmu {
+    VirtualSmmu::new(Config {
+        features,
+        host_features: features,
+        quirks: Vec::new(),
+        vmid: Vmid(7),
+        streams: Arc::new(StreamMap::from_pairs([(StreamId(1), HostStreamId(2))]).unwrap()),
+        ram: Box::new(ram.clone()),
+        front_end: FrontEnd::Trapped,
+        interrupts: Box::new(NoInterrupts),
+        on_request,
+    })
+    .unwrap()
+}
+
+fn read(smmu: &VirtualSmmu, offset: usize) -> u32 {
+    let mut data = [0xee; 4];
+    smmu.mmio_read(offset as u64, &mut data);
+    u32::from_le_bytes(data)
+}
+
+fn write(smmu: &VirtualSmmu, offset: usize, value: u32) {
+    smmu.mmio_write(offset as u64, &value.to_le_bytes());
+}
+
+fn write_u64(smmu: &VirtualSmmu, offset: usize, value: u64) {
+    smmu.mmio_write(offset as u64, &value.to_le_bytes());
+}
+
+/// One that is polled by hand, whose VMM acts when the test says so.
 struct Trapped {
     smmu: VirtualSmmu,
     worker: Worker<Script>,
     asked: Arc<Mutex<Vec<(Request, Token)>>>,
-    ram: Ram<GuestMemoryAtomic<GuestMemoryMmap<()>>>,
-    space: GuestMemoryAtomic<GuestMemoryMmap<()>>,
-    /// The memory map with RAM and without it.
+    ram: GuestMemory,
+    space: Space,
+    /// The memory map without RAM and with it.
     maps: [GuestMemoryMmap<()>; 2],
 }
 
 impl Trapped {
     fn new(features: Features) -> Self {
-        let elsewhere = (GuestAddress(0x8000_0000), 0x1000);
-        let with = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE), elsewhere]).unwrap();
+        let with = map();
         let (without, _) = with.remove_region(GuestAddress(RAM), RAM_SIZE as u64).unwrap();
         let space = GuestMemoryAtomic::new(with.clone());
-        let ram = Ram::new(space.clone());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let asking = asked.clone();
-        let smmu = VirtualSmmu::new(Config {
-            features,
-            host_features: features,
-            quirks: Vec::new(),
-            vmid: Vmid(7),
-            streams: Arc::new(StreamMap::from_pairs([(StreamId(1), HostStreamId(2))]).unwrap()),
-            ram: Box::new(ram.clone()),
-            front_end: FrontEnd::Trapped,
-            interrupts: Box::new(NoInterrupts),
-            on_request: Box::new(move |request, token| asking.lock().unwrap().push((request, token))),
-        })
-        .unwrap();
+        let keep = move |request, token| asking.lock().unwrap().push((request, token));
+        let ram = Ram::new(space.clone());
+        let smmu = trapped(features, &ram, Box::new(keep));
         let mut worker = Worker::new(Script::at_once());
         worker.attach(smmu.clone());
         Self { smmu, worker, asked, ram, space, maps: [without, with] }
     }
 
     fn read(&self, offset: usize) -> u32 {
-        let mut data = [0xee; 4];
-        self.smmu.mmio_read(offset as u64, &mut data);
-        u32::from_le_bytes(data)
+        read(&self.smmu, offset)
     }
 
     fn write(&self, offset: usize, value: u32) {
-        self.smmu.mmio_write(offset as u64, &value.to_le_bytes());
+        write(&self.smmu, offset, value);
+    }
+
+    fn read_u64(&self, offset: usize) -> u64 {
+        let mut data = [0xee; 8];
+        self.smmu.mmio_read(offset as u64, &mut data);
+        u64::from_le_bytes(data)
+    }
+
+    fn write_u64(&self, offset: usize, value: u64) {
+        write_u64(&self.smmu, offset, value);
     }
 
     /// Takes RAM out of the guest's memory map, or puts it back.
@@ -81,9 +125,15 @@ impl Trapped {
         assert!((0..100).any(|_| !self.worker.poll()), "the worker does not come to rest");
     }
 
-    /// Carries out all that the VMM was asked for.
-    fn complete_requests(&mut self) {
-        self.asked.lock().unwrap().drain(..).for_each(|(_, token)| token.complete());
+    /// Carries out all that the VMM was asked for, and says what that was.
+    fn complete_requests(&mut self) -> Vec<Request> {
+        let asked: Vec<_> = self.asked.lock().unwrap().drain(..).collect();
+        let complete = |(request, token): (Request, Token)| {
+            token.complete();
+            request
+        };
+        let requests = asked.into_iter().map(complete).collect();
         self.settle();
+        requests
     }
 }

@@ -136,6 +136,32 @@ fn a_new_vmm_is_told_of_gbpa() {
     assert_eq!(new.read(GBPA), ABORT, "the guest sees no update");
 }
 
+/// Facts sheet, section 2.3: Update was 0, so the write counts, and Update falls when it has been followed.
+#[test]
+fn a_guest_updates_gbpa_while_a_new_vmm_is_still_being_told_of_it() {
+    const ABORT: u32 = 1 << 20;
+    let mut vm = Vm::new();
+    vm.write(GBPA, UPDATE | ABORT);
+    vm.poll(1);
+    vm.asked.lock().unwrap().drain(..).for_each(|(_, token)| token.complete());
+    vm.poll(1);
+    let mut new = vm.moved();
+    new.smmu.resume();
+    new.poll(1);
+    let (told, token) = new.asked.lock().unwrap().pop_front().unwrap();
+    assert_eq!(told, Request::Bypass(ABORT));
+    new.write(GBPA, UPDATE | 1);
+    new.poll(1);
+    token.complete();
+    new.poll(2);
+    assert_eq!(new.read(GBPA), UPDATE | 1, "nobody has followed it");
+    let (asked, token) = new.asked.lock().unwrap().pop_front().unwrap();
+    assert_eq!(asked, Request::Bypass(1));
+    token.complete();
+    new.poll(1);
+    assert_eq!(new.read(GBPA), 1);
+}
+
 #[test]
 fn a_new_host_invalidates_everything_before_the_first_command() {
     let vm = enabled();
