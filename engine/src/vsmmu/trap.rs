@@ -98,12 +98,16 @@ impl Shared {
     /// A 32-bit register, without what is under its surface.
     fn read_u32(&self, access: Access) -> u32 {
         let (region, offset) = self.memory(access);
-        let is_cons = matches!(access, Access::Frame(CMDQ_CONS) | Access::Ecmdq(_, ECMDQ_CONS));
+        // Where the guest can write CONS itself, the bit under the surface is none of ours, and may stay for ever.
+        let waits = match access {
+            Access::Frame(register) => self.pages.frame_traps && register == CMDQ_CONS,
+            Access::Ecmdq(_, register) => self.pages.control_traps && register == ECMDQ_CONS,
+        };
         let backoff = Backoff::new();
         loop {
             // Acquire: pairs with the worker's release stores; what CONS says to be complete is.
             let value = region.load_u32(offset, Acquire);
-            if !is_cons || value & MSI_ON_ITS_WAY == 0 {
+            if !waits || value & MSI_ON_ITS_WAY == 0 {
                 return value;
             }
             backoff.snooze();

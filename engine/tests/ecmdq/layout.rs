@@ -155,6 +155,19 @@ fn each_page_is_reached_through_its_file_descriptor() {
     }
 }
 
+/// No bit that the guest can write makes a trap wait.
+#[test]
+fn a_mapped_page_reads_by_a_trap_whatever_the_guest_wrote() {
+    let machine = Machine::new(setup(true, 0, 0));
+    let smmu = machine.worker.guests()[0].clone();
+    for bit in 0..32 {
+        machine.guest.ecmdq(0).write_cons(1 << bit);
+        let mut cons = [0; 4];
+        smmu.mmio_read(0x2_000c, &mut cons);
+        assert_eq!(u32::from_le_bytes(cons), 1 << bit);
+    }
+}
+
 /// Section 4.1: up to 256 pages of 256 queues.
 #[test]
 fn the_last_of_65536_queues_works() {
