@@ -1,9 +1,8 @@
 //! Who is who: VMIDs, and StreamIDs of the guest and of the host.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Mutex, PoisonError};
 
+use ecmdq_ring::LookupTable;
 use thiserror::Error;
 
 /// The host's VMID of a virtual SMMU.
@@ -66,22 +65,16 @@ pub enum StreamMapError {
 /// was or as it is; one that starts after a change has returned sees that change. Look-ups take constant time.
 #[derive(Debug)]
 pub struct StreamMap {
-    /// Open addressing with linear probing. An entry is one word, guest StreamID above host StreamID, so that
-    /// it cannot tear. A removed stream keeps its slot, with [`NO_HOST`], so that probing goes on past it.
-    slots: Box<[AtomicU64]>,
+    table: LookupTable,
     capacity: usize,
-    /// Serialises changes, and counts the slots in use.
+    /// Serialises changes, and counts the streams that were ever mapped.
     used: Mutex<usize>,
 }
-
-const NO_HOST: u32 = u32::MAX;
-const FREE: u64 = u64::MAX;
 
 impl StreamMap {
     /// An empty map for up to `capacity` different streams over its life.
     pub fn new(capacity: usize) -> Self {
-        let slots = (2 * capacity.max(1)).next_power_of_two();
-        Self { slots: (0..slots).map(|_| AtomicU64::new(FREE)).collect(), capacity, used: Mutex::new(0) }
+        Self { table: LookupTable::new(capacity), capacity, used: Mutex::new(0) }
     }
 
     /// A map of the given pairs.
@@ -106,38 +99,33 @@ impl StreamMap {
     ///
     /// [`StreamMapError::Full`], [`StreamMapError::Reserved`].
     pub fn insert(&self, guest: StreamId, host: HostStreamId) -> Result<(), StreamMapError> {
-        if guest.0 == u32::MAX || host.0 == NO_HOST {
+        if guest.0 == u32::MAX || host.0 == u32::MAX {
             return Err(StreamMapError::Reserved);
         }
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let (slot, word) = self.find(guest);
-        if word == FREE {
+        if !self.table.knows(guest.0) {
             if *used == self.capacity {
                 return Err(StreamMapError::Full { capacity: self.capacity });
             }
             *used += 1;
         }
-        // Release: pairs with the acquire load in `find`, so that what the caller set up for the stream before
-        // is seen by a worker that finds it.
-        self.slots[slot].store(u64::from(guest.0) << 32 | u64::from(host.0), Release);
+        self.table.set(guest.0, Some(host.0));
         Ok(())
     }
 
     /// Takes a guest stream away; says whether it was mapped.
     pub fn remove(&self, guest: StreamId) -> bool {
         let _used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let (slot, word) = self.find(guest);
-        let mapped = word != FREE && word as u32 != NO_HOST;
+        let mapped = self.get(guest).is_some();
         if mapped {
-            self.slots[slot].store(u64::from(guest.0) << 32 | u64::from(NO_HOST), Release);
+            self.table.set(guest.0, None);
         }
         mapped
     }
 
     /// The host stream of a guest stream.
     pub fn get(&self, guest: StreamId) -> Option<HostStreamId> {
-        let host = self.find(guest).1 as u32;
-        (host != NO_HOST).then_some(HostStreamId(host))
+        self.table.get(guest.0).map(HostStreamId)
     }
 
     /// The streams that the guest owns among those of a configuration command, in no order. It takes as long as the map
@@ -149,30 +137,11 @@ impl StreamMap {
 
     /// The number of places where a stream may be.
     pub(crate) fn slots(&self) -> usize {
-        self.slots.len()
+        self.table.rows()
     }
 
     /// The stream at one of these places.
     pub(crate) fn at(&self, slot: usize) -> Option<(StreamId, HostStreamId)> {
-        // Acquire: as in `find`.
-        let word = self.slots[slot].load(Acquire);
-        let (guest, host) = (StreamId((word >> 32) as u32), word as u32);
-        (host != NO_HOST).then_some((guest, HostStreamId(host)))
-    }
-
-    /// The slot of a stream and its word, or the free slot where it would go. At most half of the slots are in
-    /// use, so there is a free one.
-    fn find(&self, guest: StreamId) -> (usize, u64) {
-        let mask = self.slots.len() - 1;
-        // Fibonacci hashing: neighbouring StreamIDs (functions of one device) spread out.
-        let mut slot = (guest.0.wrapping_mul(0x9e37_79b9) >> 7) as usize & mask;
-        loop {
-            // Acquire: pairs with the release stores of `insert` and `remove`.
-            let word = self.slots[slot].load(Acquire);
-            if word == FREE || (word >> 32) as u32 == guest.0 {
-                return (slot, word);
-            }
-            slot = (slot + 1) & mask;
-        }
+        self.table.at(slot).map(|(guest, host)| (StreamId(guest), HostStreamId(host)))
     }
 }

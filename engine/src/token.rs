@@ -1,8 +1,9 @@
 //! What the VMM holds while it acts upon a request, and gives back when it is done.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+pub(crate) use ecmdq_ring::Outcome;
+use ecmdq_ring::RequestCell;
 
 /// The duty to act upon a request. The queue that the request came from waits until it is given back, from any thread; other queues go on.
 ///
@@ -18,77 +19,50 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 #[derive(Debug)]
 #[must_use = "the queue waits until the token is completed or rejected; dropping it is an error that the guest sees"]
 pub struct Token {
-    cells: Arc<[AtomicU64]>,
+    cells: Arc<[RequestCell]>,
     index: usize,
     issued: u64,
 }
 
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It was carried out.
-    Completed,
-    /// It will never be.
-    Rejected,
-    /// It was forgotten.
-    Dropped,
-}
-
-const STATE: u64 = 0b11;
-const COMPLETED: u64 = 1;
-const REJECTED: u64 = 2;
-const DROPPED: u64 = 3;
-
 impl Token {
     /// The request has been carried out: whatever the guest invalidated is no longer in use.
     pub fn complete(self) {
-        self.settle(COMPLETED);
+        self.settle(Outcome::Completed);
     }
 
     /// The request cannot be carried out, now or later. A command gets CERROR_ILL.
     pub fn reject(self) {
-        self.settle(REJECTED);
+        self.settle(Outcome::Rejected);
     }
 
-    /// The first word counts; and none does once the request was revoked, by a reset for example.
-    fn settle(&self, state: u64) {
-        // Release: pairs with the acquire load in `Tokens::outcome`, so that what the VMM did is seen by the worker.
-        let _ = self.cells[self.index].compare_exchange(self.issued, self.issued | state, Release, Relaxed);
+    fn settle(&self, outcome: Outcome) {
+        self.cells[self.index].settle(self.issued, outcome);
     }
 }
 
 impl Drop for Token {
     fn drop(&mut self) {
-        self.settle(DROPPED);
+        self.settle(Outcome::Dropped);
     }
 }
 
 /// The tokens of a virtual SMMU: at most one at a time for each queue. All memory is there from the start.
 #[derive(Debug)]
-pub(crate) struct Tokens(Arc<[AtomicU64]>);
+pub(crate) struct Tokens(Arc<[RequestCell]>);
 
 impl Tokens {
     pub fn new(cells: usize) -> Self {
-        Self((0..cells).map(|_| AtomicU64::new(COMPLETED)).collect())
+        Self((0..cells).map(|_| RequestCell::default()).collect())
     }
 
     /// A token for a new request of `cell`; the one before has no effect any more.
     pub fn issue(&self, cell: usize) -> Token {
-        let issued = (self.0[cell].load(Relaxed) | STATE).wrapping_add(1);
-        // Relaxed: the token itself carries the value to whoever uses it.
-        self.0[cell].store(issued, Relaxed);
-        Token { cells: self.0.clone(), index: cell, issued }
+        Token { cells: self.0.clone(), index: cell, issued: self.0[cell].issue() }
     }
 
     /// What became of the last request of `cell`; `None` while it is pending.
     pub fn outcome(&self, cell: usize) -> Option<Outcome> {
-        // Acquire: pairs with the release in `Token::settle`.
-        match self.0[cell].load(Acquire) & STATE {
-            COMPLETED => Some(Outcome::Completed),
-            REJECTED => Some(Outcome::Rejected),
-            DROPPED => Some(Outcome::Dropped),
-            _ => None,
-        }
+        self.0[cell].outcome()
     }
 
     /// Takes all tokens back: what is done with them has no effect.

@@ -2,54 +2,9 @@
 
 mod common;
 
-use std::sync::atomic::Ordering::{self, Relaxed};
-
-use common::{LoomQueue, Weak};
-use ecmdq_ring::multi::{AtomicWord, Role};
+use common::{LoomQueue, LoomWord, NOTHING, OWNER, STAMP_LOAD, STAMP_STORE, Weak};
 use ecmdq_ring::{Consumer, Entry, Index, MultiProducer, QueueSize};
-use loom::sync::atomic::AtomicU64;
 use loom::thread;
-
-/// Which access of the words that producers share is relaxed, whatever the algorithm asks for.
-const NOTHING: u8 = 0;
-const STAMP_STORE: u8 = 1;
-const STAMP_LOAD: u8 = 2;
-const OWNER: u8 = 3;
-
-/// A word over loom's atomics.
-struct LoomWord<const WEAK: u8> {
-    role: Role,
-    word: AtomicU64,
-}
-
-impl<const WEAK: u8> LoomWord<WEAK> {
-    fn order(&self, weak: u8, role: Role, order: Ordering) -> Ordering {
-        if WEAK == weak && self.role == role { Relaxed } else { order }
-    }
-}
-
-impl<const WEAK: u8> AtomicWord for LoomWord<WEAK> {
-    fn new(role: Role, value: u64) -> Self {
-        Self { role, word: AtomicU64::new(value) }
-    }
-
-    fn load(&self, order: Ordering) -> u64 {
-        self.word.load(self.order(STAMP_LOAD, Role::Stamp, order))
-    }
-
-    fn store(&self, value: u64, order: Ordering) {
-        self.word.store(value, self.order(STAMP_STORE, Role::Stamp, order));
-    }
-
-    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-        self.word.fetch_add(value, self.order(OWNER, Role::Owner, order))
-    }
-
-    fn compare_exchange(&self, current: u64, new: u64, s: Ordering, f: Ordering) -> Result<u64, u64> {
-        let order = |order| self.order(OWNER, Role::Owner, order);
-        self.word.compare_exchange(current, new, order(s), order(f))
-    }
-}
 
 /// `producers` add batches of `batch` entries, `batches` times, to a ring of 2^`log2` slots that starts at the index
 /// `start`: one of them on the thread that also consumes. Every entry must come out once and whole, those of a producer in

@@ -9,9 +9,11 @@
 //!   batch. Each has one user at a time: their methods take `&mut self`.
 //! * [`MultiProducer`] is a producer among others, without a lock.
 //! * [`handshake`] and [`Toggle`] are what the two sides say to each other besides: enabling, errors.
+//! * [`RequestCell`] and [`LookupTable`] are for two threads of one process: who answers a request and who waits for it, who
+//!   changes a table and who looks things up in it.
 //! * [`QueueWords`] is where the words live. [`SharedQueue`] is the implementation that ships: words in memory
 //!   that somebody else, perhaps hostile, writes at the same time. A model checker supplies another one, so that
-//!   it runs this very code.
+//!   it runs this very code. [`AtomicWord`] is the same for what threads of one process share.
 //!
 //! # The protocol
 //!
@@ -54,7 +56,9 @@ pub mod handshake;
 mod index;
 pub mod multi;
 mod producer;
+mod request;
 mod shared;
+mod table;
 mod toggle;
 mod words;
 
@@ -62,6 +66,8 @@ pub use consumer::Consumer;
 pub use index::{Inconsistent, Index, QueueSize};
 pub use multi::MultiProducer;
 pub use producer::Producer;
+pub use request::{Outcome, RequestCell};
 pub use shared::{SharedQueue, SharedRegion};
+pub use table::LookupTable;
 pub use toggle::Toggle;
-pub use words::{Entry, QueueWords};
+pub use words::{AtomicWord, Entry, QueueWords, Role};

@@ -16,76 +16,9 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::{Entry, Index, QueueSize, QueueWords};
-
-/// What an [`AtomicWord`] is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Entries reserved since the beginning.
-    Head,
-    /// The head behind the entries that begin in this slot, once they have been written.
-    Stamp,
-    /// How many have counted in as owner.
-    Owner,
-    /// Entries published since the beginning: the owner's own.
-    Published,
-    /// The bits of PROD above the index.
-    Flags,
-}
-
-/// A 64-bit atomic word. A model checker supplies another one than the one that ships.
-pub trait AtomicWord {
-    /// A word for a role.
-    fn new(role: Role, value: u64) -> Self;
-    /// Loads the word.
-    fn load(&self, order: Ordering) -> u64;
-    /// Stores the word.
-    fn store(&self, value: u64, order: Ordering);
-    /// Adds to the word; returns what it was.
-    fn fetch_add(&self, value: u64, order: Ordering) -> u64;
-    /// Replaces the word if it is `current`; returns what it was if it is not.
-    ///
-    /// # Errors
-    ///
-    /// The value that it has, if that is not `current`.
-    fn compare_exchange(
-        &self,
-        current: u64,
-        new: u64,
-        success: Ordering,
-        failure: Ordering,
-    ) -> Result<u64, u64>;
-}
-
-impl AtomicWord for AtomicU64 {
-    fn new(_role: Role, value: u64) -> Self {
-        Self::new(value)
-    }
-
-    fn load(&self, order: Ordering) -> u64 {
-        self.load(order)
-    }
-
-    fn store(&self, value: u64, order: Ordering) {
-        self.store(value, order);
-    }
-
-    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-        self.fetch_add(value, order)
-    }
-
-    fn compare_exchange(
-        &self,
-        current: u64,
-        new: u64,
-        success: Ordering,
-        failure: Ordering,
-    ) -> Result<u64, u64> {
-        self.compare_exchange(current, new, success, failure)
-    }
-}
+use crate::{AtomicWord, Entry, Index, QueueSize, QueueWords, Role};
 
 /// A word on a cache line of its own: what everybody writes is apart from what everybody reads.
 #[repr(align(64))]

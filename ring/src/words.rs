@@ -1,6 +1,6 @@
-//! Where the words of a queue live.
+//! Where the words live: those of a queue, and those that threads of one process share.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// One queue entry: two little-endian 64-bit words.
 pub type Entry = [u64; 2];
@@ -22,4 +22,81 @@ pub trait QueueWords {
     fn load_entry(&self, slot: u32) -> Entry;
     /// Writes the entry of a slot. `slot` is below the number of slots.
     fn store_entry(&self, slot: u32, entry: Entry);
+}
+
+/// What an [`AtomicWord`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Entries reserved since the beginning.
+    Head,
+    /// The head behind the entries that begin in this slot, once they have been written.
+    Stamp,
+    /// How many have counted in as owner.
+    Owner,
+    /// Entries published since the beginning: the owner's own.
+    Published,
+    /// The bits of PROD above the index.
+    Flags,
+    /// The number of a request, and what became of it.
+    Request,
+    /// A row of a table.
+    Row,
+}
+
+/// A 64-bit atomic word. A model checker supplies another one than the one that ships.
+pub trait AtomicWord {
+    /// A word for a role.
+    fn new(role: Role, value: u64) -> Self;
+    /// Loads the word.
+    fn load(&self, order: Ordering) -> u64;
+    /// Stores the word.
+    fn store(&self, value: u64, order: Ordering);
+    /// Adds to the word; returns what it was.
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64;
+    /// Replaces the word if it is `current`; returns what it was if it is not.
+    ///
+    /// # Errors
+    ///
+    /// The value that it has, if that is not `current`.
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64>;
+}
+
+// Inlined also by a crate that is built without link-time optimisation: look-ups are on the way of commands.
+impl AtomicWord for AtomicU64 {
+    #[inline]
+    fn new(_role: Role, value: u64) -> Self {
+        Self::new(value)
+    }
+
+    #[inline]
+    fn load(&self, order: Ordering) -> u64 {
+        self.load(order)
+    }
+
+    #[inline]
+    fn store(&self, value: u64, order: Ordering) {
+        self.store(value, order);
+    }
+
+    #[inline]
+    fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
+        self.fetch_add(value, order)
+    }
+
+    #[inline]
+    fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        self.compare_exchange(current, new, success, failure)
+    }
 }

@@ -1,20 +1,48 @@
-//! A queue over loom's atomics, and the same with one ordering weakened.
-#![allow(unsafe_code, reason = "loom's cell is not Sync; it is what checks that sharing it is sound")]
+//! A queue over loom's atomics, and the same with one ordering weakened; words and memory that threads share.
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
+
+mod plain;
+mod word;
+
+pub use plain::Plain;
+pub use word::*;
 
 use std::sync::atomic::Ordering::{self, Relaxed};
 
 use ecmdq_ring::{Entry, QueueSize, QueueWords};
-use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, AtomicU64};
+use loom::thread;
 
-/// A slot: its two words, and a cell that makes loom report any access that is not ordered after the other
+/// Explores all interleavings of a test, up to 3 preemptions.
+pub fn check(test: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound.get_or_insert(3);
+    model.check(test);
+}
+
+/// Lets others go on until `what` returns something.
+pub fn wait<T>(mut what: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(value) = what() {
+            return value;
+        }
+        thread::yield_now();
+    }
+}
+
+/// Waits until `what` holds of CONS.
+pub fn wait_cons(words: &LoomQueue, what: impl Fn(u32) -> bool) -> u32 {
+    wait(|| Some(words.load_cons(Ordering::Acquire)).filter(|cons| what(*cons)))
+}
+
+/// A slot: its two words, and memory that makes loom report any access that is not ordered after the other
 /// side's last one. (The words alone would not show a slot written too early: loom does not let a load see a
 /// store that comes later.)
 #[derive(Debug)]
 struct Slot {
     words: [AtomicU64; 2],
-    access: UnsafeCell<()>,
+    access: Plain,
 }
 
 #[derive(Debug)]
@@ -23,11 +51,6 @@ struct Words {
     cons: AtomicU32,
     slots: Vec<Slot>,
 }
-
-// SAFETY: the cells hold nothing; loom fails the test when accesses to one are not ordered.
-unsafe impl Sync for Words {}
-// SAFETY: as above.
-unsafe impl Send for Words {}
 
 /// One of the four orderings of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,7 +71,7 @@ pub struct LoomQueue {
 
 impl LoomQueue {
     pub fn new(size: QueueSize, start: u32, weak: Weak) -> Self {
-        let slot = |_| Slot { words: [AtomicU64::new(0), AtomicU64::new(0)], access: UnsafeCell::new(()) };
+        let slot = |_| Slot { words: [AtomicU64::new(0), AtomicU64::new(0)], access: Plain::default() };
         let words = Words {
             prod: AtomicU32::new(start),
             cons: AtomicU32::new(start),
@@ -81,14 +104,14 @@ impl QueueWords for LoomQueue {
 
     fn load_entry(&self, slot: u32) -> Entry {
         let slot = &self.words.slots[slot as usize];
-        slot.access.with(|_| slot.words.each_ref().map(|word| word.load(Relaxed)))
+        slot.access.read();
+        slot.words.each_ref().map(|word| word.load(Relaxed))
     }
 
     fn store_entry(&self, slot: u32, entry: Entry) {
         let slot = &self.words.slots[slot as usize];
-        slot.access.with_mut(|_| {
-            slot.words[0].store(entry[0], Relaxed);
-            slot.words[1].store(entry[1], Relaxed);
-        });
+        slot.access.write(0);
+        slot.words[0].store(entry[0], Relaxed);
+        slot.words[1].store(entry[1], Relaxed);
     }
 }
