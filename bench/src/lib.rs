@@ -6,8 +6,11 @@
 //! * [`Traffic`]: what it sends: a built-in mix, or a recorded stream.
 //! * [`Verifier`]: compares what the host received with what the guests sent, by rules of its own.
 //! * [`Session`]: guests, a worker and a host on threads of their own.
+//! * [`LiveModel`]: guests and workers in front of a model SMMU, whose caches the guests fill and look at.
 
+mod cached;
 mod driver;
+mod live_model;
 mod machine;
 mod registers;
 mod session;
@@ -16,6 +19,7 @@ mod traffic;
 mod verify;
 
 pub use driver::{Driver, DriverError, Sync};
+pub use live_model::{CachesReport, LiveModel};
 pub use machine::Machine;
 pub use registers::Registers;
 pub use session::{GuestReport, QueueKind, Report, Session, Settings};

@@ -15,6 +15,7 @@ use hdrhistogram::Histogram;
 use vm_memory::GuestAddress;
 
 use crate::driver::{Driver, DriverError};
+use crate::live_model::CachesReport;
 use crate::machine::Machine;
 use crate::registers::Registers;
 use crate::traffic::Traffic;
@@ -74,6 +75,8 @@ pub struct Report {
     pub host: Vec<(Opcode, u64)>,
     /// The comparison, if one was asked for.
     pub verdict: Option<Verdict>,
+    /// What became of the entries of a [model SMMU](crate::LiveModel), if the host is one.
+    pub caches: Option<CachesReport>,
 }
 
 impl Report {
@@ -95,6 +98,7 @@ impl Report {
         self.guests.iter().all(guest)
             && forwarded == self.host_commands()
             && self.verdict.as_ref().is_none_or(Verdict::is_clean)
+            && self.caches.as_ref().is_none_or(|caches| caches.wrong == 0)
     }
 }
 
@@ -199,11 +203,12 @@ impl Session {
             time,
             host: host.by_opcode().collect(),
             verdict: verifier.map(|verifier| verifier.finish()),
+            caches: None,
         }
     }
 }
 
-fn spawn<'scope, T: Send + 'scope>(
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: String,
     work: impl FnOnce() -> T + Send + 'scope,
@@ -212,7 +217,7 @@ fn spawn<'scope, T: Send + 'scope>(
 }
 
 /// A thread's result; its panic goes on here.
-fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+pub(crate) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|payload| panic::resume_unwind(payload))
 }
 
@@ -229,14 +234,14 @@ fn execute(host: &mut HostSmmu, verifier: Option<&Verifier>, stop: &AtomicBool) 
 }
 
 /// What a vCPU did: see [`GuestReport`].
-struct Sent {
-    sent: u64,
-    sync_ns: Histogram<u64>,
-    result: Result<(), DriverError>,
+pub(crate) struct Sent {
+    pub sent: u64,
+    pub sync_ns: Histogram<u64>,
+    pub result: Result<(), DriverError>,
 }
 
 /// What the vCPUs of a guest did.
-fn report(vcpus: impl Iterator<Item = Sent>) -> GuestReport {
+pub(crate) fn report(vcpus: impl Iterator<Item = Sent>) -> GuestReport {
     let mut guest =
         GuestReport { stats: Stats::default(), sent: 0, sync_ns: histogram(), errors: Vec::new() };
     for (queue, Sent { sent, sync_ns, result }) in (0..).zip(vcpus) {
@@ -247,22 +252,22 @@ fn report(vcpus: impl Iterator<Item = Sent>) -> GuestReport {
     guest
 }
 
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("1 ns to 100 s, 3 digits")
 }
 
 /// A queue of a guest, and the vCPU that drives it.
-struct Queue<'a> {
-    machine: &'a Machine,
+pub(crate) struct Queue<'a> {
+    pub machine: &'a Machine,
     /// How the reset of its SMMU went.
-    booted: Result<(), DriverError>,
-    number: u16,
-    kind: QueueKind,
-    log2: u32,
+    pub booted: Result<(), DriverError>,
+    pub number: u16,
+    pub kind: QueueKind,
+    pub log2: u32,
 }
 
 impl Queue<'_> {
-    fn driver(&self) -> Result<Driver, DriverError> {
+    pub fn driver(&self) -> Result<Driver, DriverError> {
         let Self { machine, booted, number, kind, log2 } = *self;
         booted?;
         let number = u32::from(number);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use ecmdq_bench::{
-    GuestReport, Mismatch, QueueKind, Report, Session, Settings, TraceError, Traffic, Verdict,
+    CachesReport, GuestReport, LiveModel, Mismatch, QueueKind, Report, Session, Settings, TraceError,
+    Traffic, Verdict,
 };
 use ecmdq_engine::StatsReader;
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -32,7 +33,11 @@ pub struct Options {
     /// Send this recorded stream (raw 16-byte commands) in place of the built-in mix.
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
-    /// Compare every command that the host receives with what the guests sent, rewritten independently.
+    /// What executes the commands.
+    #[arg(long, value_enum, default_value_t = Host::Ring)]
+    host: Host,
+    /// Compare every command that the host receives with what the guests sent, rewritten independently; with `--host model`,
+    /// what has gone from its caches with what the guests named.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     verify: bool,
@@ -47,6 +52,15 @@ enum Queue {
     Ecmdq,
 }
 
+/// What executes the commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Host {
+    /// A native ring, and behind it an SMMU that counts them.
+    Ring,
+    /// A model SMMU, whose caches the guests fill, and look at after each CMD_SYNC.
+    Model,
+}
+
 /// Why there is no table.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -56,6 +70,8 @@ pub enum Error {
     OneCmdq(u16),
     #[error("--guests {guests} --queues {queues}: more than {MOST_QUEUES} queues in all, with a thread each")]
     Threads { guests: u16, queues: u16 },
+    #[error("--replay with --host model: a recorded stream does not say what was cached")]
+    ReplayOnModel,
     #[error("no memory for the guests: {0}")]
     Setup(#[from] io::Error),
 }
@@ -82,7 +98,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
         Some(path) => Traffic::from_trace(path)?,
         None => Traffic::mix(),
     };
-    let session = Session::new(Settings {
+    let settings = Settings {
         guests,
         queue: match queue {
             Queue::Cmdq => QueueKind::Cmdq,
@@ -94,15 +110,29 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
         queue_log2: QUEUE_LOG2,
         host_log2: HOST_LOG2,
         verify: options.verify,
-    })?;
-    let readers = session.stats_readers();
-    let report = thread::scope(|scope| {
-        let running = scope.spawn(|| session.run());
-        show_progress(&readers, options.seconds, || running.is_finished());
-        running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
-    });
+    };
+    let report = match options.host {
+        Host::Ring => {
+            let session = Session::new(settings)?;
+            watch(&session.stats_readers(), options.seconds, || session.run())
+        }
+        Host::Model if options.replay.is_some() => return Err(Error::ReplayOnModel),
+        Host::Model => {
+            let session = LiveModel::new(settings)?;
+            watch(&session.stats_readers(), options.seconds, || session.run())
+        }
+    };
     print(&report);
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs a session on a thread of its own, and shows how far it is.
+fn watch(readers: &[StatsReader], seconds: f64, run: impl FnOnce() -> Report + Send) -> Report {
+    thread::scope(|scope| {
+        let running = scope.spawn(run);
+        show_progress(readers, seconds, || running.is_finished());
+        running.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+    })
 }
 
 /// One line on a terminal, nothing elsewhere, until `done`.
@@ -167,7 +197,21 @@ fn print(report: &Report) {
             println!("guest {number}: sent {} commands, {} were taken", guest.sent, guest.stats.commands);
         }
     }
-    print_verdict(report);
+    match &report.caches {
+        Some(caches) => print_caches(caches),
+        None => print_verdict(report),
+    }
+}
+
+fn print_caches(CachesReport { filled, removed, looked_at, wrong, first }: &CachesReport) {
+    println!("caches: {} entries filled, {} removed", count(*filled), count(*removed));
+    match wrong {
+        0 => println!("verified: {} entries looked at, and none was wrong", count(*looked_at)),
+        _ => println!("NOT CLEAN: {} of {} entries looked at were wrong", count(*wrong), count(*looked_at)),
+    }
+    if let Some(first) = first {
+        println!("first, {first}");
+    }
 }
 
 fn print_guest(number: usize, guest: &GuestReport, time: Duration) {

@@ -132,3 +132,23 @@ fn bad_options_are_named() {
         assert!(text.contains(option) && text.lines().count() == 1, "{text}");
     }
 }
+
+#[test]
+fn on_a_model_guests_lose_just_what_they_name() {
+    for arguments in [&["--guests", "3"][..], &["--guests", "2", "--queues", "2"], &["--queue", "cmdq"]] {
+        let output = ecmdq(&[&["run", "--seconds", "0", "--host", "model", "--verify"], arguments].concat());
+        let text = stdout(&output);
+        assert!(output.status.success(), "{arguments:?}: {text}{}", stderr(&output));
+        assert!(text.contains("entries looked at, and none was wrong"), "{text}");
+        assert!(text.contains("entries filled, "), "{text}");
+    }
+}
+
+#[test]
+fn a_recorded_stream_says_nothing_to_a_model() {
+    let file = stream("for-model.cmds", &raw(&[[0x10, 0], [0x46, 0]]));
+    let output = ecmdq(&["run", "--host", "model", "--replay", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = "--replay with --host model: a recorded stream does not say what was cached";
+    assert_eq!(stderr(&output), format!("ecmdq: {message}\n"));
+}

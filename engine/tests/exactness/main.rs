@@ -5,7 +5,7 @@
 //! compared with what the guests' commands name in the guests' own terms, which is worked out here from the facts sheet, with
 //! no code of the engine or of the model.
 //!
-//! The number of cases and the seed are set as in `support/seed.rs` of the tests of commands. The default sends about a million
+//! The number of cases and the seed are set as in `support/seed.rs` of the tests of commands. The default sends about 800,000
 //! commands, in half a minute; `ECMDQ_CASES=100000 ECMDQ_SEED=random` takes an hour.
 
 mod commands;

@@ -263,7 +263,7 @@ fn run(setup: &Setup, steps: &[Step]) -> Result<(), String> {
 
 #[test]
 fn guests_lose_exactly_what_they_name_of_their_own() {
-    let mut runner = TestRunner::new(seed::config(1400));
+    let mut runner = TestRunner::new(seed::config(1100));
     let cases = (setup(), vec(step(), 1..200));
     let failed = runner.run(&cases, |(setup, steps)| run(&setup, &steps).map_err(TestCaseError::fail));
     match failed {

@@ -50,7 +50,7 @@ fn drive(guest: u32, vm: &mut Vm, model: &ModelSmmu, rounds: &[Round]) {
     let universe = universe();
     let on_host = |entry: &Cached| entry.on_host(guest, GUESTS, vmid(guest, GUESTS));
     let on_host: Vec<Entry> = universe.iter().map(on_host).collect();
-    let patience = Instant::now() + Duration::from_secs(60);
+    let patience = Instant::now() + Duration::from_secs(300);
     for round in rounds {
         for entry in &on_host {
             model.caches().insert(*entry);

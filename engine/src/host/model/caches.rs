@@ -19,6 +19,7 @@ pub struct Caches {
     /// By StreamID.
     atc: Store<AtcEntry>,
     filled: u64,
+    executed: Box<[u64; 256]>,
 }
 
 /// The SMMU does not take this command.
@@ -29,7 +30,7 @@ impl Caches {
     /// Empty caches of an SMMU with these features.
     pub fn new(features: &Features) -> Self {
         let (tlb, config, atc) = (Store::default(), Store::default(), Store::default());
-        Self { features: *features, tlb, config, atc, filled: 0 }
+        Self { features: *features, tlb, config, atc, filled: 0, executed: Box::new([0; 256]) }
     }
 
     /// Fills an entry; says whether it was not there.
@@ -72,6 +73,11 @@ impl Caches {
         self.tlb.removed() + self.config.removed() + self.atc.removed()
     }
 
+    /// The opcodes of the commands that were carried out, and how often.
+    pub fn by_opcode(&self) -> impl Iterator<Item = (Opcode, u64)> + '_ {
+        (0..=255).map(Opcode).zip(*self.executed).filter(|(_, n)| *n > 0)
+    }
+
     /// From now on remembers what is removed.
     pub fn record(&mut self) {
         self.tlb.record();
@@ -108,6 +114,7 @@ impl Caches {
             Opcode::ATC_INV => self.atc_inv(command),
             _ => {}
         }
+        self.executed[usize::from(command.opcode().0)] += 1;
         Ok(())
     }
 
