@@ -8,7 +8,7 @@ mod host;
 
 use std::mem;
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use ecmdq_engine::host::{Cause, Failure};
 use ecmdq_engine::{Command, Snapshot, Worker};
 use libfuzzer_sys::fuzz_target;
@@ -44,10 +44,14 @@ enum Op {
         log2: u8,
         index: u16,
     },
-    /// Commands behind PROD, and the doorbell.
+    /// Commands behind PROD, the first of them several times, a CMD_SYNC or none, and the doorbell. `flood` of the entries
+    /// behind those are what they were.
     Send {
         queue: u8,
-        commands: Vec<Raw>,
+        first: Raw,
+        times: u8,
+        second: Raw,
+        sync: bool,
         flood: u8,
     },
     Memory {
@@ -242,8 +246,12 @@ impl Rig {
                 assert!(legal || data.iter().all(|byte| *byte == 0), "{offset:#x}: {data:?}");
             }
             Op::Start { queue, log2, index } => start(guest, usize::from(queue) % QUEUES, log2, index.into()),
-            Op::Send { queue, commands, flood } => {
-                send(guest, usize::from(queue) % QUEUES, &commands, flood.saturating_sub(0xc0));
+            Op::Send { queue, first, times, second, sync, flood } => {
+                let first = (0..times % 16).map(|n| {
+                    Command([first.command().0[0], first.command().0[1].wrapping_add(u64::from(n) << 12)])
+                });
+                let commands = first.chain([second.command()]).chain(sync.then_some(Command([0x46, 0])));
+                send(guest, usize::from(queue) % QUEUES, commands, flood.saturating_sub(0xe0));
             }
             Op::Memory { slot, command, times } => {
                 (0..=usize::from(times)).for_each(|n| guest.put(usize::from(slot) + n, command.command()));
@@ -300,7 +308,7 @@ impl Rig {
                 let cause = causes[usize::from(cause) % 4];
                 self.host.fail(|last| Failure { cause, command: last.filter(|_| named) });
             }
-            Op::Polls(n) => self.polls(n),
+            Op::Polls(n) => self.polls(n % 32),
         }
         self.polls(step.polls % 4);
     }
@@ -338,16 +346,16 @@ fn start(guest: &mut Guest, queue: usize, log2: u8, index: u32) {
     }
 }
 
-/// `flood` of the entries behind the commands are what they were.
-fn send(guest: &mut Guest, queue: usize, commands: &[Raw], flood: u8) {
+fn send(guest: &mut Guest, queue: usize, commands: impl Iterator<Item = Command>, flood: u8) {
     let at = Guest::registers(queue);
     let (base, prod) = (guest.load(at) as usize, guest.load(at + 8));
     let mask = (1 << (base & 0x1f).min(7)) - 1;
-    for (n, command) in commands.iter().enumerate() {
-        let slot = (prod as usize + n) & mask;
-        guest.put((base & 0x7fe0) / 16 + slot, command.command());
+    let mut index = prod;
+    for command in commands {
+        guest.put((base & 0x7fe0) / 16 + (index & mask) as usize, command);
+        index = index.wrapping_add(1);
     }
-    let index = prod.wrapping_add(commands.len() as u32 + u32::from(flood));
+    index = index.wrapping_add(flood.into());
     guest.store_u32(at + 8, prod & !0xf_ffff | index & 0xf_ffff);
 }
 
@@ -368,8 +376,13 @@ fn restore(guest: &mut Guest, text: &str, spoil: Option<Spoil>) {
     }
 }
 
-fuzz_target!(|steps: Vec<Step>| {
+fuzz_target!(|data: &[u8]| {
     let mut rig = Rig::new();
-    steps.into_iter().take(200).for_each(|step| rig.step(step));
+    let mut data = Unstructured::new(data);
+    for _ in 0..200 {
+        // Not a `Vec`, which ends at every other byte of random data.
+        let (false, Ok(step)) = (data.is_empty(), Step::arbitrary(&mut data)) else { break };
+        rig.step(step);
+    }
     rig.settle();
 });
