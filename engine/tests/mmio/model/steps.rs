@@ -52,6 +52,8 @@ pub enum Step {
     Ring(usize, u32),
     /// Errors are acknowledged: of the CMDQ, or of an ECMDQ.
     Acknowledge(usize),
+    /// The GERROR interrupt is enabled, with an MSI to this address.
+    Interrupt(u32),
     /// The worker is polled until it rests.
     Settle,
     Answer(usize, Act),
@@ -93,6 +95,10 @@ impl Step {
                 let [_, prod, cons] = QUEUES[number];
                 let prod_now = both.model.get(prod);
                 both.write(prod, prod_now & !ERR | both.model.get(cons) & ERR);
+            }
+            Self::Interrupt(address) => {
+                both.write(GERROR_IRQ_CFG0, address);
+                both.write(IRQ_CTRL, both.model.get(IRQ_CTRL) | 1);
             }
             Self::Settle => {
                 both.engine.settle();
@@ -138,14 +144,14 @@ impl Put {
     }
 }
 
-fn any_put() -> impl Strategy<Value = Put> {
+pub fn any_put() -> impl Strategy<Value = Put> {
     let address = prop::sample::select(vec![0, WORD, WORD | ABOVE, HOLE, ABOVE]);
     // Unknown; CS=0b11; SSec; TG with NUM, SCALE and TTL zero.
     let illegal = vec![[0xff, 0], [0, 0], [0x3046, 0], [0x403 | 1 << 32, 1], [0x12, 0x400]];
     prop_oneof![
-        4 => Just(Put::Tlbi),
-        1 => any::<bool>().prop_map(|sev| Put::Sync { sev }),
-        2 => (address, any::<u32>()).prop_map(|(address, data)| Put::Msi { address, data }),
+        8 => Just(Put::Tlbi),
+        2 => any::<bool>().prop_map(|sev| Put::Sync { sev }),
+        3 => (address, any::<u32>()).prop_map(|(address, data)| Put::Msi { address, data }),
         // What it leaves is no command.
         1 => prop::sample::select(vec![0, 0x99]).prop_map(|data| Put::MsiHere { data }),
         3 => (0..4_u32).prop_map(Put::Stream),
@@ -153,37 +159,35 @@ fn any_put() -> impl Strategy<Value = Put> {
     ]
 }
 
-/// Values that are likely to matter to a register, and any.
-fn value(offset: usize) -> BoxedStrategy<u32> {
+/// Of any value, one that is likely to matter to a register; sometimes the value itself.
+fn value(offset: usize, any: u32) -> u32 {
+    let (any, which) = (any >> 8, any as usize & 0xff);
+    let one_of = |likely: &[u32]| likely[which % likely.len()];
     let number = QUEUES.into_iter().position(|queue| (queue[0]..=queue[2]).contains(&offset));
-    let likely = match (offset, number) {
-        (CR0, _) => prop::sample::select(vec![0, 1, 8, 9, 0xd, 0x1f]).boxed(),
-        (IRQ_CTRL, _) => (0..8_u32).boxed(),
-        (GERROR_IRQ_CFG0, _) => prop::sample::select(vec![0, 4, GERROR_WORD]).boxed(),
-        (GBPA, _) => prop::sample::select(vec![UPDATE, UPDATE | 1 << 20, 1 << 20]).boxed(),
-        (GERRORN, _) => prop::sample::select(vec![0, 1, 0x10, 0x100, 0x200, 0x301, 0x201, 0x101]).boxed(),
+    match (offset, number) {
+        // By chance no ring and no MSI is in RAM.
+        _ if which < 24 => any << 8 | 1 << 31 | any & 0xff,
+        (CR0, _) => one_of(&[0, 1, 8, 9, 0xd, 0x1f]),
+        (IRQ_CTRL, _) => any & 7,
+        (GERROR_IRQ_CFG0, _) => one_of(&[0, 4, GERROR_WORD]),
+        (GBPA, _) => one_of(&[UPDATE, UPDATE | 1 << 20, 1 << 20]),
+        (GERRORN, _) => one_of(&[0, 1, 0x10, 0x100, 0x200, 0x301, 0x201, 0x101]),
+        (_, None) => any << 8,
         (_, Some(number)) => match offset & 0xf {
-            0x0 => (0..6_u32).prop_map(move |log2| ring(number) as u32 | log2).boxed(),
-            0x4 => Just(0).boxed(),
-            _ => {
-                let flags = if number > 0 { vec![0, EN, EN, EN | ERR, ERR] } else { vec![0, 1 << 24] };
-                (prop::sample::select(flags), 0..16_u32).prop_map(|(flags, index)| flags | index).boxed()
-            }
+            0x0 => ring(number) as u32 | any % 6,
+            0x4 => 0,
+            _ if number == 0 => one_of(&[0, 0, 1 << 24]) | any & 0xf,
+            _ => one_of(&[0, EN, EN, EN | ERR, ERR]) | any & 0xf,
         },
-        _ => any::<u32>().boxed(),
-    };
-    // By chance no ring and no MSI is in RAM, and what would be a queue of two words of RAM is none.
-    let elsewhere = any::<u32>().prop_map(|value| value | 1 << 31);
-    prop_oneof![9 => likely, 1 => elsewhere].boxed()
+    }
 }
 
 fn any_write() -> impl Strategy<Value = Step> {
-    let often = [CR0, GBPA, IRQ_CTRL, GERRORN].into_iter().chain(QUEUES.into_iter().flatten());
-    let offset = prop_oneof![
-        2 => prop::sample::select(often.collect::<Vec<_>>()),
-        1 => prop::sample::select(offsets().collect::<Vec<_>>()),
-    ];
-    offset.prop_flat_map(|offset| value(offset).prop_map(move |value| Step::Write(offset, value)))
+    let often =
+        [CR0, GBPA, IRQ_CTRL, GERRORN, GERROR_IRQ_CFG0].into_iter().chain(QUEUES.into_iter().flatten());
+    let offsets: Vec<_> = often.clone().chain(often.clone()).chain(often).chain(offsets()).collect();
+    (prop::sample::select(offsets), any::<u32>())
+        .prop_map(|(offset, any)| Step::Write(offset, value(offset, any)))
 }
 
 pub fn any_step() -> impl Strategy<Value = Step> {
@@ -192,18 +196,19 @@ pub fn any_step() -> impl Strategy<Value = Step> {
     let odd_size = prop::sample::select(vec![0_usize, 1, 2, 3, 5, 6, 7, 9, 12, 16]);
     let act = || prop::sample::select(vec![Act::Complete, Act::Complete, Act::Reject, Act::Drop]);
     prop_oneof![
-        10 => any_write(),
-        1 => (wide, any::<u64>()).prop_map(|(offset, value)| Step::WriteWide(offset, value | 1 << 31)),
-        1 => (prop::sample::select(offsets().collect::<Vec<_>>()), odd_size, any::<u8>())
+        30 => any_write(),
+        3 => (wide, any::<u64>()).prop_map(|(offset, value)| Step::WriteWide(offset, value | 1 << 31)),
+        3 => (prop::sample::select(offsets().collect::<Vec<_>>()), odd_size, any::<u8>())
             .prop_map(|(offset, size, byte)| Step::Odd(offset, size, byte)),
-        10 => (number(), 0..8_u64, any_put()).prop_map(|(number, slot, put)| Step::Put(number, slot, put)),
-        3 => (number(), 0..4_u32, 0..16_u32, 0..9_u32)
+        30 => (number(), 0..8_u64, any_put()).prop_map(|(number, slot, put)| Step::Put(number, slot, put)),
+        12 => (number(), 0..4_u32, 0..16_u32, 0..9_u32)
             .prop_map(|(number, log2, index, ahead)| Step::Start { number, log2, index, ahead }),
-        5 => (number(), 0..10_u32).prop_map(|(number, ahead)| Step::Ring(number, ahead)),
-        4 => number().prop_map(Step::Acknowledge),
-        10 => Just(Step::Settle),
-        5 => (any::<usize>(), act()).prop_map(|(which, act)| Step::Answer(which, act)),
-        1 => prop::option::of(act()).prop_map(Step::AtOnce),
+        25 => (number(), 0..10_u32).prop_map(|(number, ahead)| Step::Ring(number, ahead)),
+        20 => number().prop_map(Step::Acknowledge),
+        4 => prop::sample::select(vec![4, GERROR_WORD]).prop_map(Step::Interrupt),
+        50 => Just(Step::Settle),
+        25 => (any::<usize>(), act()).prop_map(|(which, act)| Step::Answer(which, act)),
+        4 => prop::option::of(act()).prop_map(Step::AtOnce),
         1 => Just(Step::Reset),
     ]
 }
