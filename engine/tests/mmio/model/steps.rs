@@ -7,8 +7,9 @@ use super::super::common::Act;
 use super::Both;
 use super::registers::*;
 
-/// An MSI's address that is in RAM and in no ring; the GERROR MSI's; and one where there is nothing.
-const WORD: u64 = RAM + 0xe004;
+/// Where the MSIs of a queue go, as far as they go to RAM and not to their own slot: a word for each queue, since the order of
+/// two queues is not defined. The GERROR MSI's word; and where there is nothing.
+const WORDS: u64 = RAM + 0xe004;
 const GERROR_WORD: u32 = RAM as u32 + 0xf000;
 const HOLE: u64 = 1 << 43;
 /// Beyond the 44 bits of addresses.
@@ -23,6 +24,11 @@ pub enum Put {
     },
     Msi {
         address: u64,
+        data: u32,
+    },
+    /// To the word of its queue.
+    MsiToWord {
+        above: u64,
         data: u32,
     },
     /// Over its own slot, as Linux has it.
@@ -137,6 +143,10 @@ impl Put {
             Self::Tlbi => [0x10, 0],
             Self::Sync { sev } => [if sev { 0x2046 } else { 0x46 }, 0],
             Self::Msi { address, data } => [0x1046 | u64::from(data) << 32, address],
+            Self::MsiToWord { above, data } => {
+                let word = WORDS + (at - RAM) / 0x1000 * 8;
+                [0x1046 | u64::from(data) << 32, above | word]
+            }
             Self::MsiHere { data } => [0x1046 | u64::from(data) << 32, at],
             Self::Stream(stream) => [0x03 | u64::from(stream) << 32, 1],
             Self::Illegal(words) => words,
@@ -145,13 +155,15 @@ impl Put {
 }
 
 pub fn any_put() -> impl Strategy<Value = Put> {
-    let address = prop::sample::select(vec![0, WORD, WORD | ABOVE, HOLE, ABOVE]);
+    let nowhere = prop::sample::select(vec![0, HOLE, ABOVE]);
+    let above = prop::sample::select(vec![0, ABOVE]);
     // Unknown; CS=0b11; SSec; TG with NUM, SCALE and TTL zero.
     let illegal = vec![[0xff, 0], [0, 0], [0x3046, 0], [0x403 | 1 << 32, 1], [0x12, 0x400]];
     prop_oneof![
         8 => Just(Put::Tlbi),
         2 => any::<bool>().prop_map(|sev| Put::Sync { sev }),
-        3 => (address, any::<u32>()).prop_map(|(address, data)| Put::Msi { address, data }),
+        2 => (nowhere, any::<u32>()).prop_map(|(address, data)| Put::Msi { address, data }),
+        2 => (above, any::<u32>()).prop_map(|(above, data)| Put::MsiToWord { above, data }),
         // What it leaves is no command.
         1 => prop::sample::select(vec![0, 0x99]).prop_map(|data| Put::MsiHere { data }),
         3 => (0..4_u32).prop_map(Put::Stream),
