@@ -14,7 +14,7 @@ mod threads;
 
 use std::sync::{Arc, Mutex};
 
-use common::Script;
+use common::{Act, Script};
 use ecmdq_engine::memory::Ram;
 use ecmdq_engine::rules::Request;
 use ecmdq_engine::{
@@ -70,11 +70,19 @@ fn write_u64(smmu: &VirtualSmmu, offset: usize, value: u64) {
     smmu.mmio_write(offset as u64, &value.to_le_bytes());
 }
 
-/// One that is polled by hand, whose VMM acts when the test says so.
+/// A VMM that acts when the test says so, or at once.
+#[derive(Default)]
+struct Vmm {
+    at_once: Option<Act>,
+    /// All that it was asked, with the tokens that it still has.
+    asked: Vec<(Request, Option<Token>)>,
+}
+
+/// One that is polled by hand.
 struct Trapped {
     smmu: VirtualSmmu,
     worker: Worker<Script>,
-    asked: Arc<Mutex<Vec<(Request, Token)>>>,
+    vmm: Arc<Mutex<Vmm>>,
     ram: GuestMemory,
     space: Space,
     /// The memory map without RAM and with it.
@@ -86,14 +94,23 @@ impl Trapped {
         let with = map();
         let (without, _) = with.remove_region(GuestAddress(RAM), RAM_SIZE as u64).unwrap();
         let space = GuestMemoryAtomic::new(with.clone());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let asking = asked.clone();
-        let keep = move |request, token| asking.lock().unwrap().push((request, token));
+        let vmm = Arc::new(Mutex::new(Vmm::default()));
+        let asking = vmm.clone();
+        let ask = move |request, token| {
+            let Vmm { at_once, asked } = &mut *asking.lock().unwrap();
+            match at_once {
+                Some(act) => {
+                    act.on(token);
+                    asked.push((request, None));
+                }
+                None => asked.push((request, Some(token))),
+            }
+        };
         let ram = Ram::new(space.clone());
-        let smmu = trapped(features, &ram, Box::new(keep));
+        let smmu = trapped(features, &ram, Box::new(ask));
         let mut worker = Worker::new(Script::at_once());
         worker.attach(smmu.clone());
-        Self { smmu, worker, asked, ram, space, maps: [without, with] }
+        Self { smmu, worker, vmm, ram, space, maps: [without, with] }
     }
 
     fn read(&self, offset: usize) -> u32 {
@@ -127,9 +144,9 @@ impl Trapped {
 
     /// Carries out all that the VMM was asked for, and says what that was.
     fn complete_requests(&mut self) -> Vec<Request> {
-        let asked: Vec<_> = self.asked.lock().unwrap().drain(..).collect();
-        let complete = |(request, token): (Request, Token)| {
-            token.complete();
+        let asked: Vec<_> = self.vmm.lock().unwrap().asked.drain(..).collect();
+        let complete = |(request, token): (Request, Option<Token>)| {
+            token.into_iter().for_each(Token::complete);
             request
         };
         let requests = asked.into_iter().map(complete).collect();
