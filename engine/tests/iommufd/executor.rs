@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use ecmdq_engine::Command;
 use ecmdq_engine::host::iommufd::{self, Invalidate, IommufdExecutor, IommufdQueue};
-use ecmdq_engine::host::{Cause, Failure, HostQueue, Identities};
+use ecmdq_engine::host::{Cause, Failure, HostQueue, Identities, Ticket};
 use rustix::io::Errno;
 
 use crate::kernel::{GENERATIONS, Generation, Kernel};
@@ -78,6 +78,71 @@ fn nothing_is_called_for_a_ticket_alone() {
     assert_eq!(rig.sync(), None);
     assert_eq!(rig.executor.step(), 0);
     assert!(rig.kernel.calls().is_empty());
+}
+
+/// Three tickets: after one, two and three commands.
+fn three_tickets(rig: &mut Rig) -> ([Ticket; 3], Vec<Command>) {
+    let sent = commands(6);
+    let tickets = [0..1, 1..3, 3..6].map(|range| {
+        assert_eq!(rig.queue.submit(&sent[range.clone()]), range.len());
+        rig.queue.sync()
+    });
+    (tickets, sent)
+}
+
+/// What becomes of tickets, in their order.
+fn fates(rig: &mut Rig, tickets: [Ticket; 3]) -> [Option<Cause>; 3] {
+    (0..20).for_each(|_| {
+        rig.executor.step();
+        rig.queue.completed();
+    });
+    tickets.map(|ticket| {
+        assert!(rig.queue.completed() >= ticket);
+        rig.queue.failure(ticket).map(|failure| failure.cause)
+    })
+}
+
+#[test]
+fn tickets_that_have_piled_up_share_a_call() {
+    let mut rig = Rig::new(Generation::Strict);
+    let (tickets, sent) = three_tickets(&mut rig);
+    assert_eq!(rig.executor.step(), 9, "six commands and three CMD_SYNCs");
+    assert_eq!(fates(&mut rig, tickets), [None; 3]);
+    assert_eq!((rig.kernel.calls(), rig.kernel.executed()), (vec![6], sent));
+}
+
+#[test]
+fn tickets_that_share_a_call_are_reached_up_to_the_last_command_that_fits() {
+    let mut rig = Rig::new(Generation::Strict);
+    let sent = commands(100);
+    let tickets: Vec<_> =
+        sent.chunks(10).map(|chunk| (rig.queue.submit(chunk), rig.queue.sync()).1).collect();
+    rig.executor.step();
+    assert_eq!((rig.kernel.calls(), rig.kernel.executed()), (vec![63], sent[..63].to_vec()));
+    let completed = rig.queue.completed();
+    assert!(tickets[5] <= completed && completed < tickets[6]);
+    rig.executor.step();
+    assert_eq!(rig.kernel.calls(), [63, 37]);
+    assert!(tickets[9] <= rig.queue.completed());
+}
+
+#[test]
+fn of_tickets_that_share_a_call_only_the_one_behind_the_trouble_fails() {
+    for generation in GENERATIONS {
+        let mut rig = Rig::new(generation);
+        rig.kernel.refuse(commands(2)[1]);
+        let (tickets, _) = three_tickets(&mut rig);
+        assert_eq!(fates(&mut rig, tickets), [None, Some(Cause::Illegal), None]);
+        assert_eq!(rig.kernel.executed_once().len(), 5);
+
+        let mut rig = Rig::new(generation);
+        rig.kernel.set_silent(true);
+        assert_eq!(rig.queue.submit(&[ATC_INV]), 1);
+        let first = rig.queue.sync();
+        let (tickets, sent) = three_tickets(&mut rig);
+        assert_eq!(fates(&mut rig, [first, tickets[0], tickets[1]]), [Some(Cause::AtcTimeout), None, None]);
+        assert_eq!(rig.kernel.executed_once(), sent);
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! [`IommufdExecutor`] on another thread makes the calls. Between them is a native ring, in which the executor stands for
 //! the host's SMMU; a CMD_SYNC is complete when the calls for all before it have returned.
 //!
+//! Tickets that have piled up while a call was waited for share the next one, as long as nothing fails.
+//!
 //! A queue belongs to one guest: the kernel replaces VMID and StreamIDs by the vIOMMU that it is called with. The kernel adds
 //! a CMD_SYNC of its own to each call.
 //!
@@ -62,7 +64,7 @@ pub struct IommufdExecutor<I> {
 /// As [`NativeRing::with_consumer`].
 pub fn queue<I: Invalidate>(invalidate: I, log2: u32) -> io::Result<(IommufdQueue, IommufdExecutor<I>)> {
     let (ring, smmu) = NativeRing::with_consumer(log2)?;
-    let caller = Caller { invalidate, late: 0, atc_timeout: false };
+    let caller = Caller { invalidate, late: 0, atc_timeout: false, apart: 0 };
     Ok((IommufdQueue(ring), IommufdExecutor { smmu, caller }))
 }
 
@@ -122,6 +124,8 @@ struct Caller<I> {
     late: u32,
     /// An ATC_INV timed out: the next CMD_SYNC fails.
     atc_timeout: bool,
+    /// How many entries are to be done ticket by ticket, since a call for all of them failed.
+    apart: usize,
 }
 
 /// Why not all of a group was executed.
@@ -137,6 +141,48 @@ enum Stop {
 impl<I: Invalidate> Caller<I> {
     /// How many entries from the front are done, and what is wrong with the next.
     fn execute(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
+        if let Some(done) = self.over_tickets(entries) {
+            return (done, None);
+        }
+        let (done, error) = self.to_ticket(entries);
+        self.apart = self.apart.saturating_sub(done);
+        (done, error)
+    }
+
+    /// One call for the commands before several CMD_SYNCs: how many entries that does. None if there are no several, or
+    /// what went wrong must be told to the right one.
+    fn over_tickets(&mut self, entries: &[Command]) -> Option<usize> {
+        let first = entries.iter().position(|entry| is(entry, Opcode::CMD_SYNC))?;
+        let is_last = entries[first..].iter().all(|entry| is(entry, Opcode::CMD_SYNC));
+        if is_last || self.apart > 0 || self.atc_timeout {
+            return None;
+        }
+        let mut group = [Command::default(); GROUP];
+        let mut n = 0;
+        let mut take = |entry: &Command| {
+            if !is(entry, Opcode::CMD_SYNC) {
+                let Some(place) = group.get_mut(n) else { return false };
+                *place = *entry;
+                n += 1;
+            }
+            true
+        };
+        let done = entries.iter().take_while(|entry| take(entry)).count();
+        match self.invalidate.invalidate(&group[..n]) {
+            Ok(()) => {
+                self.late = 0;
+                Some(done)
+            }
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => Some(0),
+            Err(_) => {
+                self.apart = done;
+                None
+            }
+        }
+    }
+
+    /// The same for the commands up to the next CMD_SYNC, or for that.
+    fn to_ticket(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
         let group = entries.iter().take(GROUP).take_while(|command| !is(command, Opcode::CMD_SYNC)).count();
         if group == 0 {
             // A CMD_SYNC: the calls for all before it have returned.
