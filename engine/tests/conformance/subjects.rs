@@ -126,7 +126,7 @@ impl EcmdqWithMsi {
     }
 }
 
-/// The iommufd queue before a kernel of the older kind.
+/// The iommufd queue before Linux 7.3.
 pub struct Iommufd {
     kernel: Kernel,
     queue: IommufdQueue,
@@ -136,7 +136,7 @@ pub struct Iommufd {
 
 impl Iommufd {
     pub fn new() -> Self {
-        let kernel = Kernel::new(Generation::Old);
+        let kernel = Kernel::new(Generation::Strict);
         let (queue, executor) = iommufd::queue(kernel.clone(), LOG2).unwrap();
         Self { kernel, queue, executor, executed: Vec::new() }
     }
@@ -199,7 +199,7 @@ impl Subject for Iommufd {
             Device::Fine => {}
             Device::Refuses(command) => self.kernel.refuse(command),
             Device::TimesOut => self.kernel.fail([Errno::TIMEDOUT]),
-            Device::Gone => self.kernel.go(),
+            Device::Gone => self.kernel.go(Errno::NODEV),
         }
     }
 

@@ -64,13 +64,25 @@ impl Guest {
         self.smmu.mmio_write(CMDQ_PROD as u64, &self.prod.to_le_bytes());
     }
 
-    /// Whether everything is complete and no error is active.
+    /// Whether everything is complete.
     pub fn is_done(&self) -> bool {
-        let read = |register: usize| {
-            let mut data = [0; 4];
-            self.smmu.mmio_read(register as u64, &mut data);
-            u32::from_le_bytes(data)
-        };
-        read(CMDQ_CONS) == self.prod && read(GERROR) == 0
+        self.error().is_none() && self.read(CMDQ_CONS) & 0xf_ffff == self.prod
+    }
+
+    /// CMDQ_CONS.ERR and where CONS stands before PROD, while an error is active.
+    pub fn error(&self) -> Option<(u32, u32)> {
+        let cons = self.read(CMDQ_CONS);
+        let before = self.prod.wrapping_sub(cons) & ((2 << LOG2) - 1);
+        (self.read(GERROR) != self.read(GERRORN)).then_some((cons >> 24 & 0x7f, before))
+    }
+
+    pub fn acknowledge(&self) {
+        self.smmu.mmio_write(GERRORN as u64, &self.read(GERROR).to_le_bytes());
+    }
+
+    fn read(&self, register: usize) -> u32 {
+        let mut data = [0; 4];
+        self.smmu.mmio_read(register as u64, &mut data);
+        u32::from_le_bytes(data)
     }
 }

@@ -1,11 +1,14 @@
-//! `proof CDEV`: guests whose invalidations go through the engine and the kernel's iommufd to the host's SMMU, and a device
+//! `proof CDEV [cost]`: guests whose invalidations go through the engine and the kernel's iommufd to the host's SMMU, and a device
 //! that shows by DMA what they did there.
 //!
 //! The device reads through page tables of guest 1. After a change of a table it reads stale memory, until the right
 //! invalidation of guest 1, and no other, has repaired that. Guest 2 has a vIOMMU of its own, and no device.
 //!
+//! With `cost`, it says what calls of several sizes take instead.
+//!
 //! `EXPECT` lines say what must reach the host's SMMU, in the words of the emulator's trace; `run` compares them.
 
+mod cost;
 mod device;
 mod guest;
 
@@ -13,7 +16,10 @@ use std::error::Error;
 use std::fs::OpenOptions;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ecmdq_engine::host::iommufd::{self, IommufdExecutor, IommufdQueue, Nesting, VIommu};
 use ecmdq_engine::memory::{GuestRam, Ram};
@@ -31,6 +37,8 @@ const RAM: u64 = 0x10_0000_0000;
 const RAM_SIZE: usize = 4 << 20;
 /// What guest 1 calls the device.
 const STREAM: StreamId = StreamId(0x42);
+/// A stream of guest 1 that the kernel was not told of.
+const UNTOLD: StreamId = StreamId(0x44);
 const ASID: u64 = 5;
 /// The addresses that the device reads and writes.
 const X: u64 = 0x40_0000;
@@ -48,15 +56,20 @@ struct Rig {
     guests: [Guest; 2],
     worker: Worker<IommufdQueue>,
     executors: [IommufdExecutor<VIommu>; 2],
+    viommu: VIommu,
     failures: u32,
 }
 
 fn main() -> ExitCode {
     let Some(cdev) = std::env::args().nth(1) else {
-        eprintln!("usage: proof CDEV");
+        eprintln!("usage: proof CDEV [cost]");
         return ExitCode::from(2);
     };
-    match run(&cdev) {
+    let result = match std::env::args().nth(2).as_deref() {
+        Some("cost") => Rig::new(&cdev).and_then(|rig| cost::print(&rig.viommu)).map(|()| 0),
+        _ => run(&cdev),
+    };
+    match result {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failures) => {
             println!("{failures} checks failed");
@@ -76,6 +89,8 @@ fn run(cdev: &str) -> Result<u32, Box<dyn Error>> {
     rig.translations();
     rig.configuration();
     rig.many();
+    rig.refused();
+    rig.threads();
     // Where the trace ends that is compared: an ASID that nobody else uses.
     rig.send(0, &[(Command([0x11 | 0xffff << 48, 0]), Some("smmuv3_cmdq_tlbi_nh_asid asid=65535".into()))]);
     Ok(rig.failures)
@@ -128,7 +143,7 @@ impl Rig {
 
         let queue = |nesting: &Nesting| iommufd::queue(nesting.viommu(), 8);
         let ((queue1, executor1), (queue2, executor2)) = (queue(&nestings[0])?, queue(&nestings[1])?);
-        let guest1 = Guest::new(memory.clone(), RAM + 0x4_0000, host_features, &[STREAM])?;
+        let guest1 = Guest::new(memory.clone(), RAM + 0x4_0000, host_features, &[STREAM, UNTOLD])?;
         let guest2 = Guest::new(memory, RAM + 0x5_0000, host_features, &[])?;
         let mut worker = Worker::new(queue1);
         worker.attach(guest1.smmu.clone());
@@ -140,6 +155,7 @@ impl Rig {
             guests: [guest1, guest2],
             worker,
             executors: [executor1, executor2],
+            viommu: nestings[0].viommu(),
             failures: 0,
         };
         rig.write_memory();
@@ -197,14 +213,23 @@ impl Rig {
 
     /// A guest sends commands and a CMD_SYNC, which must complete. With each command goes what the trace must say of it.
     fn send(&mut self, guest: usize, commands: &[(Command, Option<String>)]) {
+        self.start(guest, commands);
+        let done = self.guests[guest].is_done();
+        self.expect(done, || format!("guest {} waits for its CMD_SYNC", guest + 1));
+    }
+
+    fn start(&mut self, guest: usize, commands: &[(Command, Option<String>)]) {
         for (_, expected) in commands {
             expected.iter().for_each(|expected| println!("EXPECT {expected}"));
         }
         let commands: Vec<_> = commands.iter().map(|(command, _)| *command).collect();
         self.guests[guest].send(&commands);
         self.settle();
-        if !self.guests[guest].is_done() {
-            println!("FAILED guest {}: {:?}", guest + 1, self.guests[guest].smmu.inspect());
+    }
+
+    fn expect(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds {
+            println!("FAILED {}: {:?}", otherwise(), self.guests[0].smmu.inspect());
             self.failures += 1;
         }
     }
@@ -241,11 +266,10 @@ impl Rig {
         let vaa = (Command([0x13, X | 1]), traced(1, -1, X, 0, 1));
         let all = (Command([0x10, 0]), Some("smmuv3_cmdq_tlbi_nh vmid=V1".to_string()));
         let nsnh = (Command([0x30, 0]), Some("smmuv3_cmdq_tlbi_nh vmid=V1".to_string()));
-        let range = (
-            Command([0x12 | 3 << 12 | ASID << 48, X | 1 << 10 | 1]),
-            traced(1, ASID as i64, X, 1, 4),
-        );
-        let repairs = [("TLBI_NH_ASID", asid), ("TLBI_NH_VAA", vaa), ("TLBI_NH_ALL", all), ("TLBI_NSNH_ALL", nsnh)];
+        let range =
+            (Command([0x12 | 3 << 12 | ASID << 48, X | 1 << 10 | 1]), traced(1, ASID as i64, X, 1, 4));
+        let repairs =
+            [("TLBI_NH_ASID", asid), ("TLBI_NH_VAA", vaa), ("TLBI_NH_ALL", all), ("TLBI_NSNH_ALL", nsnh)];
         let mut now = b;
         for (name, command) in repairs.into_iter().chain([("TLBI_NH_VA of four pages", range)]) {
             let next = if now == a { b } else { a };
@@ -288,5 +312,58 @@ impl Rig {
         let commands: Vec<_> = [hint].into_iter().chain(pages).collect();
         self.send(0, &commands);
         self.check("after 150 commands at once", 0xaa);
+    }
+    /// Sixty-two commands in one call, of which the kernel refuses one: it executes none of them, and says to have handled those
+    /// before. The guest hears of that one at its CMD_SYNC; all others are executed, once.
+    fn refused(&mut self) {
+        const BAD: u64 = 40;
+        self.map(TABLES[0], X, PAGES[1]);
+        self.check("table changed", 0xaa);
+        let commands: Vec<_> = (0..62)
+            .map(|i| {
+                let address = X + 0x1000 * i;
+                match i {
+                    BAD => (Command([0x5 | u64::from(UNTOLD.0) << 32, 1]), None),
+                    _ => (nh_va(ASID, address), traced(1, ASID as i64, address, 0, 1)),
+                }
+            })
+            .collect();
+        self.start(0, &commands);
+        let error = self.guests[0].error();
+        // CERROR_ILL, at the CMD_SYNC.
+        self.expect(error == Some((1, 1)), || format!("a refused command makes {error:?}"));
+        self.guests[0].acknowledge();
+        self.settle();
+        let done = self.guests[0].is_done();
+        self.expect(done, || "it does not go on after a refused command".into());
+        self.check("TLBI_NH_VA before a command that the kernel refuses", 0xbb);
+        self.map(TABLES[0], X, PAGES[0]);
+        self.send(0, &[(nh_va(ASID, X), traced(1, ASID as i64, X, 0, 1))]);
+        self.check("back again", 0xaa);
+    }
+
+    /// The same way with a thread for the worker, one for each executor, and one for the guest.
+    fn threads(&mut self) {
+        let Self { worker, executors, guests: [guest, _], .. } = self;
+        let stop = AtomicBool::new(false);
+        let done = thread::scope(|scope| {
+            scope.spawn(|| worker.run(&stop));
+            for executor in executors {
+                scope.spawn(|| executor.run(&stop));
+            }
+            let done = (0x7000..0x7080_u64).all(|asid| {
+                println!("EXPECT smmuv3_cmdq_tlbi_nh_asid asid={asid}");
+                guest.send(&[Command([0x11 | asid << 48, 0])]);
+                let start = Instant::now();
+                while !guest.is_done() && start.elapsed() < Duration::from_secs(10) {
+                    thread::yield_now();
+                }
+                guest.is_done()
+            });
+            stop.store(true, Relaxed);
+            done
+        });
+        self.expect(done, || "on threads, a CMD_SYNC was not completed".into());
+        println!("{} on threads of their own: 128 CMD_SYNCs", if done { "ok    " } else { "FAILED" });
     }
 }

@@ -16,15 +16,14 @@ use crate::identity::StreamId;
 /// What a VMM sets up for a guest: a stage 2 that is a nesting parent, and a vIOMMU on it.
 ///
 /// The objects live as long as the descriptor, or until the VMM destroys them by their ids.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Nesting {
-    iommufd: Arc<IommuFd>,
+    viommu: VIommu,
     device: u32,
     stage2: u32,
-    viommu: u32,
 }
 
-/// A vIOMMU that commands go to.
+/// A vIOMMU that commands go to: of a [`Nesting`], or one that the VMM has set up by itself.
 #[derive(Clone)]
 pub struct VIommu {
     iommufd: Arc<IommuFd>,
@@ -55,12 +54,13 @@ impl Nesting {
             ..Default::default()
         };
         iommufd.alloc_iommu_viommu(&mut viommu).map_err(error)?;
-        Ok(Self { iommufd, device, stage2: stage2.out_hwpt_id, viommu: viommu.out_viommu_id })
+        let viommu = VIommu::new(iommufd, viommu.out_viommu_id);
+        Ok(Self { viommu, device, stage2: stage2.out_hwpt_id })
     }
 
     /// The vIOMMU, for [`queue`](super::queue).
     pub fn viommu(&self) -> VIommu {
-        VIommu { iommufd: self.iommufd.clone(), id: self.viommu }
+        self.viommu.clone()
     }
 
     /// The stage 2 page table, to which a device is attached while its guest's SMMU is disabled.
@@ -68,8 +68,9 @@ impl Nesting {
         self.stage2
     }
 
-    /// Tells the kernel what the guest calls a device's stream; returns the vDEVICE. Commands that name the stream are refused
-    /// before.
+    /// Tells the kernel what the guest calls a device's stream; returns the vDEVICE. Without one the kernel refuses commands
+    /// that name the stream, and the guest gets CERROR_ILL: the guest's stream map gets the stream afterwards, and loses it
+    /// before the vDEVICE goes.
     ///
     /// # Errors
     ///
@@ -77,12 +78,12 @@ impl Nesting {
     pub fn add_stream(&self, device: u32, stream: StreamId) -> io::Result<u32> {
         let mut vdevice = iommu_vdevice_alloc {
             size: size_of::<iommu_vdevice_alloc>() as u32,
-            viommu_id: self.viommu,
+            viommu_id: self.viommu.id,
             dev_id: device,
             virt_id: stream.0.into(),
             ..Default::default()
         };
-        self.iommufd.alloc_iommu_vdevice(&mut vdevice).map_err(error)?;
+        self.viommu.iommufd.alloc_iommu_vdevice(&mut vdevice).map_err(error)?;
         Ok(vdevice.out_vdevice_id)
     }
 
@@ -96,13 +97,13 @@ impl Nesting {
         let mut stage1 = iommu_hwpt_alloc {
             size: size_of::<iommu_hwpt_alloc>() as u32,
             dev_id: device,
-            pt_id: self.viommu,
+            pt_id: self.viommu.id,
             data_type: iommu_hwpt_data_type_IOMMU_HWPT_DATA_ARM_SMMUV3,
             data_len: size_of_val(&data) as u32,
             data_uptr: data.as_ptr() as u64,
             ..Default::default()
         };
-        self.iommufd.alloc_iommu_hwpt(&mut stage1).map_err(error)?;
+        self.viommu.iommufd.alloc_iommu_hwpt(&mut stage1).map_err(error)?;
         Ok(stage1.out_hwpt_id)
     }
 
@@ -117,13 +118,25 @@ impl Nesting {
         const SIDSIZE_SSIDSIZE: u32 = 0x7ff;
         const RIL: u32 = 1 << 10;
         let mut info = IommufdHwInfoData::Smmuv3(iommu_hw_info_arm_smmuv3::default());
-        self.iommufd.device_hw_info(self.device, &mut info).map_err(error)?;
+        self.viommu.iommufd.device_hw_info(self.device, &mut info).map_err(error)?;
         let IommufdHwInfoData::Smmuv3(iommu_hw_info_arm_smmuv3 { idr, .. }) = info;
         let idrs = [idr[0] & ASID16_STALL_MODEL, idr[1] & SIDSIZE_SSIDSIZE, 0, idr[3] & RIL, 0, 0];
         let mut features = Features::from_idrs(idrs);
         // Nesting and iommufd are not to be had without these.
         (features.s1p, features.coherent, features.ats) = (true, true, ats);
         Ok(features)
+    }
+}
+
+impl VIommu {
+    /// The vIOMMU `id` of `iommufd`. The id of another object is only found out by the first call.
+    pub fn new(iommufd: Arc<IommuFd>, id: u32) -> Self {
+        Self { iommufd, id }
+    }
+
+    /// Its id, for what else a VMM does with it: events, page tables, its end.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 }
 
@@ -162,17 +175,6 @@ fn error(error: IommufdError) -> io::Error {
         | IommuHwptInvalidate(e) => e.into(),
         UnsupportedIommu(_) | IommuTypeMismatch(_) => io::ErrorKind::Unsupported.into(),
         other => io::Error::other(other),
-    }
-}
-
-impl fmt::Debug for Nesting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, stage2, viommu, .. } = self;
-        f.debug_struct("Nesting")
-            .field("device", device)
-            .field("stage2", stage2)
-            .field("viommu", viommu)
-            .finish_non_exhaustive()
     }
 }
 

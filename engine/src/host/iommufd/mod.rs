@@ -4,6 +4,8 @@
 //! [`IommufdExecutor`] on another thread makes the calls. Between them is a native ring, in which the executor stands for
 //! the host's SMMU; a CMD_SYNC is complete when the calls for all before it have returned.
 //!
+//! Tickets that have piled up while a call was waited for share the next one, as long as nothing fails.
+//!
 //! A queue belongs to one guest: the kernel replaces VMID and StreamIDs by the vIOMMU that it is called with. The kernel adds
 //! a CMD_SYNC of its own to each call.
 //!
@@ -31,7 +33,7 @@ pub use kernel::{Nesting, VIommu};
 /// The most commands of a call: one group of the kernel's.
 pub const GROUP: usize = 63;
 
-/// How often a call is made again when the kernel has no memory, or the hardware does not answer (a second each time).
+/// How often a call is made again when the hardware does not answer, which takes the kernel a second each time.
 const TRIES: u32 = 8;
 
 /// One call of `IOMMU_HWPT_INVALIDATE`.
@@ -62,7 +64,7 @@ pub struct IommufdExecutor<I> {
 /// As [`NativeRing::with_consumer`].
 pub fn queue<I: Invalidate>(invalidate: I, log2: u32) -> io::Result<(IommufdQueue, IommufdExecutor<I>)> {
     let (ring, smmu) = NativeRing::with_consumer(log2)?;
-    let caller = Caller { invalidate, tries: 0, atc_timeout: false };
+    let caller = Caller { invalidate, late: 0, atc_timeout: false, apart: 0 };
     Ok((IommufdQueue(ring), IommufdExecutor { smmu, caller }))
 }
 
@@ -118,10 +120,12 @@ impl<I: Invalidate> IommufdExecutor<I> {
 #[derive(Debug)]
 struct Caller<I> {
     invalidate: I,
-    /// How often the call for the first command has failed for want of something.
-    tries: u32,
+    /// How often in a row the hardware did not answer in time, with nothing done in between.
+    late: u32,
     /// An ATC_INV timed out: the next CMD_SYNC fails.
     atc_timeout: bool,
+    /// How many entries are to be done ticket by ticket, since a call for all of them failed.
+    apart: usize,
 }
 
 /// Why not all of a group was executed.
@@ -137,8 +141,49 @@ enum Stop {
 impl<I: Invalidate> Caller<I> {
     /// How many entries from the front are done, and what is wrong with the next.
     fn execute(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
-        let is_sync = |command: &Command| command.opcode() == Opcode::CMD_SYNC;
-        let group = entries.iter().take(GROUP).take_while(|command| !is_sync(command)).count();
+        if let Some(done) = self.over_tickets(entries) {
+            return (done, None);
+        }
+        let (done, error) = self.to_ticket(entries);
+        self.apart = self.apart.saturating_sub(done);
+        (done, error)
+    }
+
+    /// One call for the commands before several CMD_SYNCs: how many entries that does. None if there are no several, or
+    /// what went wrong must be told to the right one.
+    fn over_tickets(&mut self, entries: &[Command]) -> Option<usize> {
+        let first = entries.iter().position(|entry| is(entry, Opcode::CMD_SYNC))?;
+        let is_last = entries[first..].iter().all(|entry| is(entry, Opcode::CMD_SYNC));
+        if is_last || self.apart > 0 || self.atc_timeout {
+            return None;
+        }
+        let mut group = [Command::default(); GROUP];
+        let mut n = 0;
+        let mut take = |entry: &Command| {
+            if !is(entry, Opcode::CMD_SYNC) {
+                let Some(place) = group.get_mut(n) else { return false };
+                *place = *entry;
+                n += 1;
+            }
+            true
+        };
+        let done = entries.iter().take_while(|entry| take(entry)).count();
+        match self.invalidate.invalidate(&group[..n]) {
+            Ok(()) => {
+                self.late = 0;
+                Some(done)
+            }
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => Some(0),
+            Err(_) => {
+                self.apart = done;
+                None
+            }
+        }
+    }
+
+    /// The same for the commands up to the next CMD_SYNC, or for that.
+    fn to_ticket(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
+        let group = entries.iter().take(GROUP).take_while(|command| !is(command, Opcode::CMD_SYNC)).count();
         if group == 0 {
             // A CMD_SYNC: the calls for all before it have returned.
             return if std::mem::take(&mut self.atc_timeout) {
@@ -147,52 +192,70 @@ impl<I: Invalidate> Caller<I> {
                 (1, None)
             };
         }
-        match self.group(&entries[..group]) {
+        let (done, error) = match self.group(&entries[..group]) {
             Ok(()) => (group, None),
-            Err(Stop::Later) => (0, None),
             Err(Stop::Refused(at)) => (at, Some(CommandError::Ill)),
-            Err(Stop::Gone) => (0, Some(CommandError::Abt)),
-        }
+            Err(Stop::Later) => return (0, None),
+            Err(Stop::Gone) => return (0, Some(CommandError::Abt)),
+        };
+        // Only here, not after each call: half of a group that is done over and over is no progress.
+        self.late = 0;
+        (done, error)
     }
 
-    /// Executes a group; on an error in halves.
+    /// Executes a group; on an error in parts.
     fn group(&mut self, commands: &[Command]) -> Result<(), Stop> {
         match self.invalidate.invalidate(commands) {
-            Ok(()) => {
-                self.tries = 0;
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             // The kernel looks at commands one by one, and says so when it does not like one.
-            Err(Errno::IO) => match commands {
-                [_] => Err(Stop::Refused(0)),
-                _ => {
-                    let (first, second) = commands.split_at(commands.len() / 2);
-                    self.group(first)?;
-                    self.group(second).map_err(|stop| match stop {
-                        Stop::Refused(at) => Stop::Refused(first.len() + at),
-                        // The first half will be done once more.
-                        other => other,
-                    })
-                }
-            },
-            Err(Errno::TIMEDOUT) if has_atc_inv(commands) => {
-                // Endpoints did not answer, or the SMMU did not: the rest has to be executed without them.
-                self.atc_timeout = true;
-                let rest: Vec<_> =
-                    commands.iter().copied().filter(|c| c.opcode() != Opcode::ATC_INV).collect();
-                if rest.is_empty() { Ok(()) } else { self.group(&rest).map_err(|_| Stop::Later) }
+            Err(Errno::IO) => self.halves(commands),
+            Err(Errno::TIMEDOUT) if commands.iter().any(|command| is(command, Opcode::ATC_INV)) => {
+                self.without_atc_inv(commands)
             }
-            Err(Errno::INTR | Errno::AGAIN) => Err(Stop::Later),
-            Err(Errno::NOMEM | Errno::TIMEDOUT) if self.tries < TRIES => {
-                self.tries += 1;
+            Err(Errno::TIMEDOUT) if self.late < TRIES => {
+                self.late += 1;
                 Err(Stop::Later)
             }
-            // The device, the vIOMMU or the descriptor has gone, or never was what it should be.
+            // These say nothing of the hardware, and pass.
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => Err(Stop::Later),
+            // The device, the vIOMMU or the descriptor has gone, or never was what it should be; or the SMMU is dead.
             Err(_) => Err(Stop::Gone),
         }
     }
+
+    /// Looks for the one command that the kernel refuses. What is not `Refused` makes the whole group be done again.
+    fn halves(&mut self, commands: &[Command]) -> Result<(), Stop> {
+        if commands.len() == 1 {
+            return Err(Stop::Refused(0));
+        }
+        let (first, second) = commands.split_at(commands.len() / 2);
+        self.group(first)?;
+        self.group(second).map_err(|stop| match stop {
+            Stop::Refused(at) => Stop::Refused(first.len() + at),
+            other => other,
+        })
+    }
+
+    /// Endpoints did not answer, or the SMMU did not, which only a call without ATC_INVs can tell.
+    fn without_atc_inv(&mut self, commands: &[Command]) -> Result<(), Stop> {
+        let mut rest = [Command::default(); GROUP];
+        let mut places = [0; GROUP];
+        let mut n = 0;
+        for (place, command) in commands.iter().enumerate().filter(|(_, c)| !is(c, Opcode::ATC_INV)) {
+            (rest[n], places[n]) = (*command, place);
+            n += 1;
+        }
+        let result = if n == 0 { Ok(()) } else { self.group(&rest[..n]) };
+        let result = result.map_err(|stop| match stop {
+            Stop::Refused(at) => Stop::Refused(places[at]),
+            other => other,
+        });
+        // Otherwise the ATC_INVs are sent once more, with all else.
+        self.atc_timeout |= matches!(result, Ok(()) | Err(Stop::Refused(_)));
+        result
+    }
 }
 
-fn has_atc_inv(commands: &[Command]) -> bool {
-    commands.iter().any(|command| command.opcode() == Opcode::ATC_INV)
+fn is(command: &Command, opcode: Opcode) -> bool {
+    command.opcode() == opcode
 }
