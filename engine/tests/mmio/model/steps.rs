@@ -35,6 +35,7 @@ pub enum Put {
     MsiHere {
         data: u32,
     },
+    /// Of four streams that each queue has for itself: which of two queues asks first is not defined.
     Stream(u32),
     Illegal([u64; 2]),
 }
@@ -145,16 +146,17 @@ fn start(both: &mut Both, number: usize, [log2, index, ahead]: [u32; 3]) {
 
 impl Put {
     fn words(self, at: u64) -> [u64; 2] {
+        let queue = (at - RAM) / 0x1000;
         match self {
             Self::Tlbi => [0x10, 0],
             Self::Sync { sev } => [if sev { 0x2046 } else { 0x46 }, 0],
             Self::Msi { address, data } => [0x1046 | u64::from(data) << 32, address],
             Self::MsiToWord { above, data } => {
-                let word = WORDS + (at - RAM) / 0x1000 * 8;
+                let word = WORDS + queue * 8;
                 [0x1046 | u64::from(data) << 32, above | word]
             }
             Self::MsiHere { data } => [0x1046 | u64::from(data) << 32, at],
-            Self::Stream(stream) => [0x03 | u64::from(stream) << 32, 1],
+            Self::Stream(stream) => [0x03 | (u64::from(stream) + 4 * queue) << 32, 1],
             Self::Illegal(words) => words,
         }
     }
