@@ -27,14 +27,15 @@ fn group() -> Vec<Command> {
 /// Submits a group and asks for a ticket; calls `drain` while the ring is full.
 fn send(ring: &mut impl HostQueue, group: &[Command], mut drain: impl FnMut()) {
     let mut sent = 0;
-    while sent < group.len() {
-        sent += ring.submit(&group[sent..]);
-        if sent < group.len() {
-            drain();
-            thread::yield_now();
+    loop {
+        let (taken, ticket) = ring.submit_and_sync(&group[sent..]);
+        if ticket.is_some() {
+            return;
         }
+        sent += taken;
+        drain();
+        thread::yield_now();
     }
-    ring.sync();
 }
 
 /// Has one or two producers send `groups` in all, at the same time, and says how long that took. A producer is a function that
@@ -146,9 +147,8 @@ fn sync_round_trip(rounds: u64) -> Duration {
         });
         let start = Instant::now();
         for _ in 0..rounds {
-            ring.submit(&[Command([0x0005_0007_0000_0012, 1])]);
-            let ticket = ring.sync();
-            while ring.completed() < ticket {
+            let (_, ticket) = ring.submit_and_sync(&[Command([0x0005_0007_0000_0012, 1])]);
+            while Some(ring.completed()) < ticket {
                 spin_loop();
             }
         }

@@ -1,7 +1,7 @@
 //! Canonical commands on their way to the host queue.
 
 use crate::command::Command;
-use crate::host::HostQueue;
+use crate::host::{HostQueue, Ticket};
 use crate::rules::MAX_EXPANSION;
 
 /// The most commands taken from a queue in one visit: so many that publishing CONS and looking at the doorbell
@@ -40,13 +40,24 @@ impl Outbox {
         self.len = self.commands.len().min(self.len + n);
     }
 
-    /// Hands over what the host queue takes; says whether that was everything.
-    pub(crate) fn flush(&mut self, host: &mut impl HostQueue) -> bool {
+    /// Hands over what the host queue takes.
+    pub(crate) fn flush(&mut self, host: &mut impl HostQueue) {
         if self.len > 0 {
-            let taken = host.submit(&self.commands[..self.len]).min(self.len);
-            self.commands.copy_within(taken..self.len, 0);
-            self.len -= taken;
+            let taken = host.submit(&self.commands[..self.len]);
+            self.taken(taken);
         }
-        self.len == 0
+    }
+
+    /// The same; the ticket for everything, if everything was taken.
+    pub(crate) fn flush_and_sync(&mut self, host: &mut impl HostQueue) -> Option<Ticket> {
+        let (taken, ticket) = host.submit_and_sync(&self.commands[..self.len]);
+        self.taken(taken);
+        ticket
+    }
+
+    fn taken(&mut self, n: usize) {
+        let n = n.min(self.len);
+        self.commands.copy_within(n..self.len, 0);
+        self.len -= n;
     }
 }

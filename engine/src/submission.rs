@@ -101,8 +101,10 @@ impl<H: HostQueue> Submission<H> {
 
     /// Hands the outbox over; when all of it is with the host, asks for the ticket that is due.
     pub fn hand_over(&mut self) {
-        if self.out.flush(&mut self.host) && self.due && self.asked.len() < OUTSTANDING {
-            self.asked.push_back((self.round, self.host.sync()));
+        if !self.due || self.asked.len() >= OUTSTANDING {
+            self.out.flush(&mut self.host);
+        } else if let Some(ticket) = self.out.flush_and_sync(&mut self.host) {
+            self.asked.push_back((self.round, ticket));
             self.round += 1;
             self.due = false;
         }

@@ -122,6 +122,47 @@ fn a_full_ring_takes_nothing_and_a_spare_slot_stays_free() {
     });
 }
 
+/// Each producer adds an entry, and then asks for a synchronisation of it: its own, or another's that covers it. Says how
+/// many were added.
+fn merge() -> u64 {
+    const SYNC: Entry = [7, 7];
+    let size = QueueSize::from_log2(2).unwrap();
+    let words = LoomQueue::new(size, 0, Weak::Nothing);
+    let all: Vec<MultiProducer<_, LoomWord<NOTHING>>> =
+        MultiProducer::new(words.clone(), size, Index::ZERO, 0, 2);
+    let ask = |producer: MultiProducer<LoomQueue, LoomWord<NOTHING>>| {
+        let (_, end) = producer.add(&[[1, 1]], 1);
+        let synced = producer.synced();
+        let ticket = if synced > end { synced } else { producer.add_with(&[], 1, Some(|_| SYNC)).1 };
+        (end, ticket)
+    };
+    let mut all = all.into_iter();
+    let (first, second) = (all.next().unwrap(), all.next().unwrap());
+    let other = thread::spawn(move || ask(second));
+    let tickets = [ask(first), other.join().unwrap()];
+    let consumer = Consumer::new(words, size, Index::ZERO);
+    let mut out = [[0; 2]; 4];
+    let n = consumer.fetch(consumer.prod(), &mut out, |_| false).unwrap();
+    for (end, ticket) in tickets {
+        assert!(end < ticket, "it covers what was added");
+        assert_eq!(out[ticket as usize - 1], SYNC);
+    }
+    n as u64 - 2
+}
+
+#[test]
+fn a_synchronisation_serves_whoever_it_covers() {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    static FEWEST: AtomicU64 = AtomicU64::new(u64::MAX);
+    static MOST: AtomicU64 = AtomicU64::new(0);
+    common::check(|| {
+        let n = merge();
+        FEWEST.fetch_min(n, Relaxed);
+        MOST.fetch_max(n, Relaxed);
+    });
+    assert_eq!((FEWEST.load(Relaxed), MOST.load(Relaxed)), (1, 2));
+}
+
 #[test]
 fn one_producer_alone_on_two_slots_twice_around() {
     explore::<NOTHING>(1, 2, 1, 5, 1, 3);

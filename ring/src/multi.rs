@@ -29,6 +29,7 @@ struct State<A> {
     owner: Line<A>,
     published: A,
     flags: A,
+    synced: A,
     stamps: Box<[A]>,
 }
 
@@ -53,6 +54,7 @@ impl<W: QueueWords + Clone, A: AtomicWord> MultiProducer<W, A> {
             owner: Line(A::new(Role::Owner, 0)),
             published: A::new(Role::Published, position),
             flags: A::new(Role::Flags, flags.into()),
+            synced: A::new(Role::Synced, position),
             stamps,
         });
         let producer = |_| Self { words: words.clone(), size, state: state.clone(), alone: producers == 1 };
@@ -116,38 +118,63 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
     /// Adds up to `entries.len()` entries, in order and with nothing between them, if that leaves `spare` slots free, and
     /// makes the consumer see them as soon as those before are ready. Returns how many, and the position behind them.
     pub fn add(&self, entries: &[Entry], spare: u32) -> (usize, u64) {
-        let Some((first, n)) = self.reserve(entries.len(), spare) else { return (0, self.head()) };
-        for (position, entry) in (first..).zip(&entries[..n as usize]) {
+        let (n, end, _) = self.add_with(entries, spare, None::<fn(u64) -> Entry>);
+        (n, end)
+    }
+
+    /// The same; and behind all of them, if they fit, in a slot that need not be spare, the synchronisation that `sync` makes
+    /// of the position behind it. Returns how many of `entries`, the position behind what was added, and whether `sync` was.
+    pub fn add_with(
+        &self,
+        entries: &[Entry],
+        spare: u32,
+        sync: Option<impl FnOnce(u64) -> Entry>,
+    ) -> (usize, u64, bool) {
+        let Some((first, n)) = self.reserve(entries.len(), spare, sync.is_some()) else {
+            return (0, self.head(), false);
+        };
+        let end = first + u64::from(n);
+        for (position, entry) in (first..end).zip(entries) {
             self.words.store_entry(self.slot(position), *entry);
         }
-        (n as usize, self.finish(first, n))
+        let added = entries.len().min(n as usize);
+        let synced = n as usize > added;
+        if let Some(sync) = sync.filter(|_| synced) {
+            self.words.store_entry(self.slot(end - 1), sync(end));
+            if !self.alone {
+                // Relaxed: see `synced`.
+                self.state.synced.store(end, Relaxed);
+            }
+        }
+        self.finish(first, end);
+        (added, end, synced)
     }
 
-    /// Adds the entry that `entry` makes of the position behind it, and returns that; `None` if the queue is full.
-    pub fn add_one(&self, entry: impl FnOnce(u64) -> Entry) -> Option<u64> {
-        let (first, n) = self.reserve(1, 0)?;
-        self.words.store_entry(self.slot(first), entry(first + 1));
-        Some(self.finish(first, n))
+    /// The position behind a synchronisation that somebody added, and hardly ever an older one than the newest. Whatever is
+    /// before that position is covered by it.
+    pub fn synced(&self) -> u64 {
+        // Relaxed: a position orders nothing, and any that is found serves.
+        self.state.synced.load(Relaxed)
     }
 
-    /// Makes reserved entries known, which have been written; returns the position behind them.
-    fn finish(&self, first: u64, n: u32) -> u64 {
-        let end = first + u64::from(n);
+    /// Makes reserved entries known, which have been written.
+    fn finish(&self, first: u64, end: u64) {
         if self.alone {
-            self.store_prod(end);
-            return end;
+            return self.store_prod(end);
         }
         // Release: pairs with the acquire load in `walk`: the entries are written when the stamp is seen.
         self.stamp(first).store(end, Release);
         self.publish(false);
-        end
     }
 
-    fn reserve(&self, wanted: usize, spare: u32) -> Option<(u64, u32)> {
+    /// As many slots as can be had of `wanted` with `spare` left free, and one more for `sync` if that is all of them.
+    fn reserve(&self, wanted: usize, spare: u32, sync: bool) -> Option<(u64, u32)> {
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         loop {
             let (head, used) = self.look()?;
-            let free = self.size.entries().saturating_sub(used).saturating_sub(spare);
-            let n = u32::try_from(wanted).unwrap_or(u32::MAX).min(free);
+            let free = self.size.entries().saturating_sub(used);
+            let n = wanted.min(free.saturating_sub(spare));
+            let n = n + u32::from(sync && n == wanted && n < free);
             if n == 0 {
                 return None;
             }

@@ -37,6 +37,8 @@ pub enum Role {
     Published,
     /// The bits of PROD above the index.
     Flags,
+    /// The position behind a synchronisation.
+    Synced,
     /// The number of a request, and what became of it.
     Request,
     /// A row of a table.

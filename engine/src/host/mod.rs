@@ -70,6 +70,13 @@ pub trait HostQueue {
     /// not failed, it is shared.
     fn sync(&mut self) -> Ticket;
 
+    /// [`submit`](Self::submit), and [`sync`](Self::sync) if all were taken: how many were, and the ticket. For queues that do
+    /// both at once for less.
+    fn submit_and_sync(&mut self, commands: &[Command]) -> (usize, Option<Ticket>) {
+        let taken = self.submit(commands);
+        (taken, (taken == commands.len()).then(|| self.sync()))
+    }
+
     /// The newest ticket that has been reached; with it, every older one that has not failed.
     fn completed(&mut self) -> Ticket;
 

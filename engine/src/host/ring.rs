@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use ecmdq_ring::{MultiProducer, QueueSize, QueueWords, SharedQueue, SharedRegion};
@@ -80,8 +79,6 @@ pub struct NativeRing {
 
 #[derive(Debug)]
 struct Shared {
-    /// The newest ticket of all producers.
-    newest: AtomicU64,
     recovery: Recovery,
     msi: Option<MsiWord>,
     doorbell: Option<EventFd>,
@@ -138,8 +135,7 @@ impl NativeRing {
             // Release: nothing is complete yet, and the SMMU writes the word later.
             msi.region.store_u32(msi.offset, submitted as u32, Release);
         }
-        let newest = AtomicU64::new(submitted);
-        let shared = Arc::new(Shared { newest, recovery, msi, doorbell, producers });
+        let shared = Arc::new(Shared { recovery, msi, doorbell, producers });
         let handle = |(number, producer)| Self {
             producer,
             shared: shared.clone(),
@@ -193,6 +189,27 @@ impl NativeRing {
         self.merged
     }
 
+    /// Adds what fits of the commands, and behind all of them a CMD_SYNC if there is to be one.
+    fn add(&mut self, commands: &[Command], sync: bool) -> (usize, Option<Ticket>) {
+        let Shared { recovery, msi, producers, .. } = &*self.shared;
+        if recovery.is_dead() {
+            // So that the guests' CMD_SYNCs are met, and told.
+            self.ticket = None;
+            return (commands.len(), sync.then_some(Ticket(u64::MAX)));
+        }
+        // A slot for a CMD_SYNC of each producer stays free, so that one always fits: since anybody has last submitted, each
+        // has asked for one ticket at most.
+        let cmd_sync = sync.then_some(|end| cmd_sync(end, msi.as_ref()));
+        let (n, end, with_sync) =
+            self.producer.add_with(bytemuck::cast_slice(commands), *producers, cmd_sync);
+        if n == 0 && !with_sync {
+            return (0, None);
+        }
+        (self.submitted, self.ticket) = (end, with_sync.then_some(Ticket(end)));
+        self.ring_doorbell();
+        (n, self.ticket)
+    }
+
     fn ring_doorbell(&self) {
         // It fails where the counter is full: then it has been rung already.
         self.shared.doorbell.as_ref().map(|doorbell| doorbell.write(1));
@@ -214,44 +231,27 @@ impl NativeRing {
 
 impl HostQueue for NativeRing {
     fn submit(&mut self, commands: &[Command]) -> usize {
-        if self.shared.recovery.is_dead() {
-            // So that the guests' CMD_SYNCs are met, and told.
-            self.ticket = None;
-            return commands.len();
-        }
-        // A slot for a CMD_SYNC of each producer stays free, so that `sync` never finds the ring full: since anybody has last
-        // submitted, each has asked for one ticket at most.
-        let (n, end) = self.producer.add(bytemuck::cast_slice(commands), self.shared.producers);
-        if n > 0 {
-            (self.submitted, self.ticket) = (end, None);
-            self.ring_doorbell();
-        }
-        n
+        self.add(commands, false).0
     }
 
     fn sync(&mut self) -> Ticket {
-        if let Some(ticket) = self.ticket {
-            return ticket;
-        }
-        // Acquire: pairs with the release below; a CMD_SYNC that somebody asked for behind what we submitted covers it.
-        let newest = self.shared.newest.load(Acquire);
-        let position = if newest > self.submitted {
-            self.merged += 1;
-            newest
-        } else {
-            let msi = self.shared.msi.as_ref();
-            let Some(end) = self.producer.add_one(|end| cmd_sync(end, msi)) else {
-                // Only a CONS that contradicts PROD can cause it: such a ring never completes anything.
-                return Ticket(u64::MAX);
-            };
-            if !self.producer.is_alone() {
-                self.shared.newest.fetch_max(end, Release);
+        // Only a CONS that contradicts PROD leaves no room: such a ring never completes anything.
+        self.submit_and_sync(&[]).1.unwrap_or(Ticket(u64::MAX))
+    }
+
+    fn submit_and_sync(&mut self, commands: &[Command]) -> (usize, Option<Ticket>) {
+        if commands.is_empty() && self.ticket.is_none() {
+            // A CMD_SYNC that somebody added behind what we submitted covers it.
+            let synced = self.producer.synced();
+            if synced > self.submitted {
+                self.merged += 1;
+                self.ticket = Some(Ticket(synced));
             }
-            self.ring_doorbell();
-            end
-        };
-        self.ticket = Some(Ticket(position));
-        Ticket(position)
+        }
+        if commands.is_empty() && self.ticket.is_some() {
+            return (0, self.ticket);
+        }
+        self.add(commands, true)
     }
 
     fn completed(&mut self) -> Ticket {

@@ -81,6 +81,10 @@ impl HostQueue for IommufdQueue {
         self.0.sync()
     }
 
+    fn submit_and_sync(&mut self, commands: &[Command]) -> (usize, Option<Ticket>) {
+        self.0.submit_and_sync(commands)
+    }
+
     fn completed(&mut self) -> Ticket {
         self.0.completed()
     }
