@@ -1,10 +1,10 @@
 //! The native ring beside what else could carry commands from workers to the host: a mutex around the same ring, and a
-//! general queue; and the round trip of a CMD_SYNC beside that of one word.
+//! general queue; beside a ring for each producer; and the round trip of a CMD_SYNC beside that of one word.
 //!
 //! A group is 64 TLBIs and a CMD_SYNC. With two producers, each on a thread of its own, the first also takes the commands
-//! out again, in all three: the machine may have two processors only. Times are per group, whoever sent it.
+//! out again, in all of them: the machine may have two processors only. Times are per group, whoever sent it.
 
-use std::hint::spin_loop;
+use std::hint::{black_box, spin_loop};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Barrier, Mutex};
@@ -82,6 +82,22 @@ fn ring(groups: u64, producers: u32) -> Duration {
     race(groups, rings.into_iter().enumerate().map(producer).collect())
 }
 
+/// A ring for each, so that they share nothing: what the two processors can do at most.
+fn apart(groups: u64, producers: u32) -> Duration {
+    let pairs = (0..producers).map(|_| NativeRing::with_consumer(LOG2).expect("memory for a ring"));
+    let (rings, smmus): (Vec<_>, Vec<_>) = pairs.map(|(ring, smmu)| (ring, Mutex::new(smmu))).unzip();
+    let (smmus, group) = (&smmus, &group());
+    let producer = |(number, mut ring): (usize, NativeRing)| {
+        move || {
+            send(&mut ring, group, || drain(&smmus[number]));
+            if number == 0 {
+                smmus.iter().for_each(drain);
+            }
+        }
+    };
+    race(groups, rings.into_iter().enumerate().map(producer).collect())
+}
+
 fn mutex(groups: u64, producers: u32) -> Duration {
     let (ring, smmu) = NativeRing::with_consumer(LOG2).expect("memory for a ring");
     let (ring, smmu, group) = (Mutex::new(ring), Mutex::new(smmu), group());
@@ -123,9 +139,9 @@ fn submit(criterion: &mut Criterion) {
     let mut benches = criterion.benchmark_group("submit");
     benches.throughput(Throughput::Elements(65));
     for producers in [1, 2] {
-        for (name, run) in
-            [("ring", ring as fn(u64, u32) -> Duration), ("mutex", mutex), ("ArrayQueue", array_queue)]
-        {
+        let runs: [(_, fn(u64, u32) -> Duration); 4] =
+            [("ring", ring), ("apart", apart), ("mutex", mutex), ("ArrayQueue", array_queue)];
+        for (name, run) in runs {
             benches.bench_function(BenchmarkId::new(name, producers), |b| {
                 b.iter_custom(|groups| run(groups, producers));
             });
@@ -181,10 +197,41 @@ fn ping_pong(rounds: u64) -> Duration {
     })
 }
 
+/// The same with what a ring needs besides: two entries in the next slots before the word there, which are read before the word
+/// back.
+fn ping_pong_of_entries(rounds: u64) -> Duration {
+    let [there, back] = [(); 2].map(|()| CachePadded::new(AtomicU64::new(0)));
+    let slots: Vec<_> = (0..4 << LOG2).map(|_| AtomicU64::new(0)).collect();
+    let two = |round: u64| slots.iter().skip(4 * (round as usize % (1 << LOG2))).take(4);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut sum = 0;
+            for round in 1..=rounds {
+                while there.load(Acquire) != round {
+                    spin_loop();
+                }
+                sum += two(round).map(|word| word.load(Relaxed)).sum::<u64>();
+                back.store(round, Release);
+            }
+            black_box(sum);
+        });
+        let start = Instant::now();
+        for round in 1..=rounds {
+            two(round).for_each(|word| word.store(round, Relaxed));
+            there.store(round, Release);
+            while back.load(Acquire) != round {
+                spin_loop();
+            }
+        }
+        start.elapsed()
+    })
+}
+
 fn round_trip(criterion: &mut Criterion) {
     let mut benches = criterion.benchmark_group("round trip");
     benches.bench_function("CMD_SYNC", |b| b.iter_custom(sync_round_trip));
     benches.bench_function("word", |b| b.iter_custom(ping_pong));
+    benches.bench_function("word and entries", |b| b.iter_custom(ping_pong_of_entries));
     benches.finish();
 }
 

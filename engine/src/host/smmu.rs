@@ -19,6 +19,7 @@ pub struct HostSmmu {
     registers: SharedRegion,
     control: Control,
     msi: Option<MsiWord>,
+    batch: Box<[[u64; 2]; BATCH]>,
     received: Box<[u64; 256]>,
 }
 
@@ -53,7 +54,14 @@ impl HostSmmu {
         if let Control::Ecmdq(handshake) = &control {
             consumer.publish_flags(handshake.flags());
         }
-        Self { consumer, registers, control, msi, received: Box::new([0; 256]) }
+        Self {
+            consumer,
+            registers,
+            control,
+            msi,
+            batch: Box::new([[0; 2]; BATCH]),
+            received: Box::new([0; 256]),
+        }
     }
 
     /// Takes up to 256 commands and shows them to `sink` before they count as executed; says how many.
@@ -74,23 +82,25 @@ impl HostSmmu {
         if !self.runs(prod) {
             return 0;
         }
-        let mut batch = [[0; 2]; BATCH];
+        let Self { consumer, registers, control, msi, batch, received } = self;
         // Our own producers keep PROD consistent; were it not, an SMMU may take nothing as well.
-        let fetched = self.consumer.fetch(prod, &mut batch, |_| false).unwrap_or(0);
-        if fetched == 0 {
+        let fetched = consumer.fetch(prod, &mut batch[..], |_| false).unwrap_or(0);
+        let commands: &[Command] = bytemuck::cast_slice(&batch[..fetched]);
+        if commands.is_empty() {
             return 0;
         }
-        let commands: &[Command] = bytemuck::cast_slice(&batch[..fetched]);
         let (n, error) = execute(commands);
         let executed = commands.get(..n).unwrap_or(commands);
-        for command in executed {
-            self.received[usize::from(command.opcode().0)] += 1;
+        for run in executed.chunk_by(|a, b| a.opcode() == b.opcode()) {
+            received[usize::from(run[0].opcode().0)] += run.len() as u64;
         }
-        self.consumer.consume(executed.len());
+        consumer.consume(executed.len());
         if let Some(error) = error {
-            self.fail(error);
+            control.fail(error, consumer, registers);
         }
-        executed.iter().for_each(|command| self.signal(*command));
+        if let Some(msi) = msi {
+            executed.iter().for_each(|command| msi.signal(*command));
+        }
         executed.len()
     }
 
@@ -111,30 +121,6 @@ impl HostSmmu {
         }
     }
 
-    fn fail(&mut self, error: CommandError) {
-        match &mut self.control {
-            Control::Ecmdq(handshake) => {
-                handshake.fail(error as u8);
-                self.consumer.publish_flags(handshake.flags());
-            }
-            Control::Cmdq { gerror, errors, .. } => {
-                self.consumer.publish_flags((error as u32) << CONS_ERR_SHIFT);
-                errors.raise(GERROR_CMDQ_ERR);
-                // Release: CONS was stored before.
-                self.registers.store_u32(*gerror, errors.raised(), Release);
-            }
-        }
-    }
-
-    /// Sends a CMD_SYNC's MSI, if it has one.
-    fn signal(&self, command: Command) {
-        let irq = command.opcode() == Opcode::CMD_SYNC && command.bits(0, 13, 12) == 1;
-        if let Some(msi) = self.msi.as_ref().filter(|msi| irq && msi.address == command.0[1]) {
-            // Release: CONS was stored before.
-            msi.region.store_u32(msi.offset, command.bits(0, 63, 32) as u32, Release);
-        }
-    }
-
     /// How many commands came, CMD_SYNCs included.
     pub fn total(&self) -> u64 {
         self.received.iter().sum()
@@ -148,5 +134,33 @@ impl HostSmmu {
     /// The opcodes that came, and how often.
     pub fn by_opcode(&self) -> impl Iterator<Item = (Opcode, u64)> + '_ {
         (0..=255).map(Opcode).map(|opcode| (opcode, self.received(opcode))).filter(|(_, n)| *n > 0)
+    }
+}
+
+impl Control {
+    fn fail(&mut self, error: CommandError, consumer: &mut Consumer<SharedQueue>, registers: &SharedRegion) {
+        match self {
+            Self::Ecmdq(handshake) => {
+                handshake.fail(error as u8);
+                consumer.publish_flags(handshake.flags());
+            }
+            Self::Cmdq { gerror, errors, .. } => {
+                consumer.publish_flags((error as u32) << CONS_ERR_SHIFT);
+                errors.raise(GERROR_CMDQ_ERR);
+                // Release: CONS was stored before.
+                registers.store_u32(*gerror, errors.raised(), Release);
+            }
+        }
+    }
+}
+
+impl MsiWord {
+    /// Writes what a CMD_SYNC says, if it says to write here.
+    fn signal(&self, command: Command) {
+        let irq = command.opcode() == Opcode::CMD_SYNC && command.bits(0, 13, 12) == 1;
+        if irq && self.address == command.0[1] {
+            // Release: CONS was stored before.
+            self.region.store_u32(self.offset, command.bits(0, 63, 32) as u32, Release);
+        }
     }
 }
