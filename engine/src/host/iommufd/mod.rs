@@ -148,7 +148,7 @@ impl<I: Invalidate> Caller<I> {
         if let Some(done) = self.over_tickets(entries) {
             return (done, None);
         }
-        let (done, error) = self.to_ticket(entries);
+        let (done, error) = self.up_to_ticket(entries);
         self.apart = self.apart.saturating_sub(done);
         (done, error)
     }
@@ -186,7 +186,7 @@ impl<I: Invalidate> Caller<I> {
     }
 
     /// The same for the commands up to the next CMD_SYNC, or for that.
-    fn to_ticket(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
+    fn up_to_ticket(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
         let group = entries.iter().take(GROUP).take_while(|command| !is(command, Opcode::CMD_SYNC)).count();
         if group == 0 {
             // A CMD_SYNC: the calls for all before it have returned.
