@@ -139,7 +139,8 @@ fn submit(criterion: &mut Criterion) {
     let mut benches = criterion.benchmark_group("submit");
     benches.throughput(Throughput::Elements(65));
     for producers in [1, 2] {
-        let runs: [(_, fn(u64, u32) -> Duration); 4] =
+        type Run = fn(u64, u32) -> Duration;
+        let runs: [(_, Run); 4] =
             [("ring", ring), ("apart", apart), ("mutex", mutex), ("ArrayQueue", array_queue)];
         for (name, run) in runs {
             benches.bench_function(BenchmarkId::new(name, producers), |b| {

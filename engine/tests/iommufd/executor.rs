@@ -247,7 +247,9 @@ fn what_cannot_get_better_is_the_end() {
 
 /// A kernel that a test makes up; how many calls there were.
 #[derive(Clone)]
-struct MadeUp(Rc<dyn Fn(&[Command]) -> Result<(), Errno>>, Rc<Cell<u32>>);
+struct MadeUp(Rc<Answer>, Rc<Cell<u32>>);
+
+type Answer = dyn Fn(&[Command]) -> Result<(), Errno>;
 
 impl MadeUp {
     fn new(answer: impl Fn(&[Command]) -> Result<(), Errno> + 'static) -> Self {

@@ -194,7 +194,7 @@ fn value(offset: usize, any: u32) -> u32 {
         (GERRORN, _) => one_of(&[0, 1, 0x10, 0x100, 0x200, 0x301, 0x201, 0x101]),
         (_, None) => any << 8,
         (_, Some(number)) => match offset & 0xf {
-            0x0 => ring(number) as u32 | any % 6,
+            0x0 => ring(number) as u32 | (any % 6),
             0x4 => 0,
             _ if number == 0 => one_of(&[0, 0, 1 << 24]) | any & 0xf,
             _ => one_of(&[0, EN, EN, EN | ERR, ERR]) | any & 0xf,
