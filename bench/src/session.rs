@@ -152,7 +152,7 @@ impl Session {
 
     /// Readers of the guests' statistics, to watch them while [`Self::run`] goes on.
     pub fn stats_readers(&self) -> Vec<StatsReader> {
-        self.worker.guests().iter().map(VirtualSmmu::stats_reader).collect()
+        self.worker.guests().map(VirtualSmmu::stats_reader).collect()
     }
 
     /// Runs the guests to their end, then the worker and the host.
@@ -196,7 +196,7 @@ impl Session {
         });
         // What the worker handed over last.
         while host.poll(|batch| verifier.iter().for_each(|v| v.received(batch))) > 0 {}
-        let stats = worker.guests().iter().map(VirtualSmmu::stats);
+        let stats = worker.guests().map(VirtualSmmu::stats);
         let guests = guests.into_iter().zip(stats).map(|(guest, stats)| GuestReport { stats, ..guest });
         Report {
             guests: guests.collect(),

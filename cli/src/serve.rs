@@ -145,7 +145,7 @@ pub fn serve(options: &Options) -> Result<ExitCode, Error> {
             backoff.snooze();
         }
     }
-    write_stats(options, &worker.guests()[0], &host)?;
+    write_stats(options, &worker.guests().nth(0).unwrap(), &host)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -75,6 +75,7 @@ mod identity;
 mod interrupts;
 mod outbox;
 mod queue;
+mod sleep;
 mod stats;
 mod submission;
 mod token;
@@ -86,10 +87,11 @@ pub use features::{Features, FeaturesError, StallModel};
 pub use identity::{HostStreamId, StreamConfig, StreamId, StreamMap, StreamMapError, Vmid};
 pub use interrupts::{EventfdInterrupts, Interrupts, MsiSink, NoInterrupts};
 pub use queue::CommandError;
+pub use sleep::{SleeperKind, Waker};
 pub use stats::Stats;
 pub use token::Token;
 pub use vsmmu::{
-    Config, ConfigError, ControlPage, FrontEnd, Inspection, NotPaused, OnRequest, RestoreError, Snapshot,
-    StatsReader, VirtualSmmu,
+    Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused, OnRequest,
+    RestoreError, Snapshot, StatsReader, VirtualSmmu,
 };
-pub use worker::Worker;
+pub use worker::{Event, EventKind, Idle, Leaving, Nap, RateLimit, Running, Share, Worker, WorkerHandle};

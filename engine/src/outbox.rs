@@ -40,6 +40,15 @@ impl Outbox {
         self.len = self.commands.len().min(self.len + n);
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets what waits.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Hands over what the host queue takes.
     pub(crate) fn flush(&mut self, host: &mut impl HostQueue) {
         if self.len > 0 {

@@ -23,6 +23,7 @@ use crate::memory::GuestRam;
 use crate::outbox::{BATCH, Outbox};
 use crate::registers::{BASE_ADDR, BASE_LOG2SIZE};
 use crate::rules::{Applied, End, Rules, Signal};
+use crate::worker::cost;
 
 /// Why a queue stopped: a code of CMDQ_CONS.ERR and of ECMDQ_CONS.ERR_REASON (facts sheet, section 3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,8 +108,9 @@ enum Ring {
 pub(crate) enum Visit {
     /// No new command.
     Idle,
-    /// Commands were taken. The one that ended the batch, if it is to be waited for, is not consumed.
-    Taken(Applied),
+    /// Commands were taken, and what the host gets of them costs so much. The one that ended the batch, if it is to be waited
+    /// for, is not consumed.
+    Taken(Applied, u64),
     /// There are commands where there is no memory.
     Abort,
     /// PROD contradicts CONS, and did not at the last visit. Nothing is taken until it no longer does.
@@ -193,6 +195,14 @@ impl CommandQueue {
         self.blame.take()
     }
 
+    /// All that was taken has been synchronised. A CMD_SYNC that still waits asks for a synchronisation of its next worker.
+    pub fn leave(&mut self) {
+        (self.sent, self.atc) = (Rounds::default(), Rounds::default());
+        if let Some(Waiting::Sync { round, .. }) = &mut self.waiting {
+            *round = None;
+        }
+    }
+
     /// Takes a batch, up to the PROD word, into the outbox, which must have room; `round` is the one that covers it. Nothing
     /// must be waited for.
     pub fn visit(
@@ -227,10 +237,11 @@ impl CommandQueue {
                 if rules.forwards_atc() && has_atc_inv(forwarded) {
                     self.atc.add(round);
                 }
+                let cost = cost(forwarded);
                 out.keep(applied.host);
                 let waited_for = matches!(applied.end, End::Sync(_) | End::Request(_));
                 self.consume(applied.taken - usize::from(waited_for));
-                Visit::Taken(applied)
+                Visit::Taken(applied, cost)
             }
             Err(_) if was_inconsistent => Visit::Idle,
             Err(_) => Visit::Inconsistent,

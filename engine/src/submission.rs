@@ -4,9 +4,11 @@
 //! ticket has been reached.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use crate::host::{Failure, HostQueue, Identities, Ticket};
+use crate::host::{Cause, Failure, HostQueue, Identities, Ticket};
 use crate::outbox::Outbox;
+use crate::sleep::Waker;
 
 /// Tickets that may be outstanding. With more, commands wait until one is reached.
 const OUTSTANDING: usize = 64;
@@ -27,6 +29,12 @@ pub(crate) struct Submission<H> {
     /// The round that failed, while the guests are told.
     failed: Option<(u64, Failure)>,
     failures: u64,
+    /// A failure that the VMM has not been told.
+    news: Option<Failure>,
+    /// The host queue panicked: nothing is handed to it any more.
+    gone: bool,
+    /// The oldest round that is outstanding, since when it has been the oldest, and how often that was told.
+    oldest: Option<(u64, Instant, u128)>,
 }
 
 impl<H: HostQueue> Submission<H> {
@@ -42,6 +50,9 @@ impl<H: HostQueue> Submission<H> {
             over: 0,
             failed: None,
             failures: 0,
+            news: None,
+            gone: false,
+            oldest: None,
         }
     }
 
@@ -58,6 +69,10 @@ impl<H: HostQueue> Submission<H> {
     /// Looks at what the host has completed, up to the next failure. Every guest must have been told of the last one.
     pub fn look(&mut self) {
         self.failed = None;
+        if self.gone {
+            self.fail_next();
+            return;
+        }
         if self.asked.is_empty() {
             return;
         }
@@ -67,7 +82,7 @@ impl<H: HostQueue> Submission<H> {
         {
             match self.host.failure(ticket) {
                 Some(failure) => {
-                    self.failed = Some((round, failure));
+                    (self.failed, self.news) = (Some((round, failure)), Some(failure));
                     self.failures += 1;
                 }
                 None if ticket <= completed => {}
@@ -76,6 +91,46 @@ impl<H: HostQueue> Submission<H> {
             self.over = round;
             self.asked.pop_front();
         }
+    }
+
+    /// The next round fails, as all do when the host queue has gone.
+    fn fail_next(&mut self) {
+        let failure = Failure { cause: Cause::DeviceGone, command: None };
+        if let Some((round, _)) = self.asked.pop_front() {
+            (self.failed, self.over) = (Some((round, failure)), round);
+            self.failures += 1;
+        }
+    }
+
+    /// The host queue panicked: nothing is known of it, and nothing is handed to it any more.
+    pub fn give_up(&mut self) {
+        self.gone = true;
+    }
+
+    /// The newest failure since it was last asked.
+    pub fn take_news(&mut self) -> Option<Failure> {
+        self.news.take()
+    }
+
+    /// Whether something is with the host, or on its way, of whose completion somebody must hear.
+    pub fn is_outstanding(&self) -> bool {
+        self.due || !self.asked.is_empty() || !self.out.is_empty()
+    }
+
+    /// How long the host has completed nothing, though something is outstanding, if that is a multiple of `limit` that was not
+    /// told yet.
+    pub fn stalled(&mut self, now: Instant, limit: Duration) -> Option<Duration> {
+        let front = self.asked.front().map(|(round, _)| *round);
+        let (round, since, told) =
+            self.oldest.filter(|(round, ..)| Some(*round) == front).or(front.map(|round| (round, now, 0)))?;
+        let times = now.saturating_duration_since(since).as_nanos() / limit.as_nanos().max(1);
+        self.oldest = Some((round, since, times));
+        (times > told).then(|| now.saturating_duration_since(since))
+    }
+
+    /// Has the host queue wake somebody when a ticket is reached; whether it will.
+    pub fn set_waker(&mut self, waker: &Waker) -> bool {
+        self.host.set_waker(waker)
     }
 
     /// The round that failed, if one did. Every queue must hear of it in this sweep: afterwards it counts as over.
@@ -101,7 +156,13 @@ impl<H: HostQueue> Submission<H> {
 
     /// Hands the outbox over; when all of it is with the host, asks for the ticket that is due.
     pub fn hand_over(&mut self) {
-        if !self.due || self.asked.len() >= OUTSTANDING {
+        if self.gone {
+            self.out.clear();
+            if std::mem::take(&mut self.due) {
+                self.asked.push_back((self.round, Ticket(u64::MAX)));
+                self.round += 1;
+            }
+        } else if !self.due || self.asked.len() >= OUTSTANDING {
             self.out.flush(&mut self.host);
         } else if let Some(ticket) = self.out.flush_and_sync(&mut self.host) {
             self.asked.push_back((self.round, ticket));
@@ -122,7 +183,7 @@ impl<H: HostQueue> Submission<H> {
         if self.blocked {
             return None;
         }
-        if !self.out.has_room() {
+        if !self.out.has_room() && !self.gone {
             self.out.flush(&mut self.host);
         }
         self.out.has_room().then_some(&mut self.out)

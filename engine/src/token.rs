@@ -1,9 +1,12 @@
 //! What the VMM holds while it acts upon a request, and gives back when it is done.
 
+use std::fmt;
 use std::sync::Arc;
 
 pub(crate) use ecmdq_ring::Outcome;
 use ecmdq_ring::RequestCell;
+
+use crate::vsmmu::Bell;
 
 /// The duty to act upon a request. The queue that the request came from waits until it is given back, from any thread; other queues go on.
 ///
@@ -16,10 +19,9 @@ use ecmdq_ring::RequestCell;
 ///     token.reject();
 /// }
 /// ```
-#[derive(Debug)]
 #[must_use = "the queue waits until the token is completed or rejected; dropping it is an error that the guest sees"]
 pub struct Token {
-    cells: Arc<[RequestCell]>,
+    shared: Arc<Shared>,
     index: usize,
     issued: u64,
 }
@@ -36,7 +38,8 @@ impl Token {
     }
 
     fn settle(&self, outcome: Outcome) {
-        self.cells[self.index].settle(self.issued, outcome);
+        self.shared.cells[self.index].settle(self.issued, outcome);
+        self.shared.bell.ring();
     }
 }
 
@@ -47,28 +50,38 @@ impl Drop for Token {
 }
 
 /// The tokens of a virtual SMMU: at most one at a time for each queue. All memory is there from the start.
-#[derive(Debug)]
-pub(crate) struct Tokens(Arc<[RequestCell]>);
+pub(crate) struct Tokens(Arc<Shared>);
+
+struct Shared {
+    cells: Box<[RequestCell]>,
+    bell: Arc<Bell>,
+}
 
 impl Tokens {
-    pub fn new(cells: usize) -> Self {
-        Self((0..cells).map(|_| RequestCell::default()).collect())
+    pub fn new(cells: usize, bell: Arc<Bell>) -> Self {
+        Self(Arc::new(Shared { cells: (0..cells).map(|_| RequestCell::default()).collect(), bell }))
     }
 
     /// A token for a new request of `cell`; the one before has no effect any more.
     pub fn issue(&self, cell: usize) -> Token {
-        Token { cells: self.0.clone(), index: cell, issued: self.0[cell].issue() }
+        Token { shared: self.0.clone(), index: cell, issued: self.0.cells[cell].issue() }
     }
 
     /// What became of the last request of `cell`; `None` while it is pending.
     pub fn outcome(&self, cell: usize) -> Option<Outcome> {
-        self.0[cell].outcome()
+        self.0.cells[cell].outcome()
     }
 
     /// Takes all tokens back: what is done with them has no effect.
     pub fn revoke(&self) {
-        for cell in 0..self.0.len() {
+        for cell in 0..self.0.cells.len() {
             drop(self.issue(cell));
         }
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("index", &self.index).finish_non_exhaustive()
     }
 }

@@ -11,6 +11,7 @@
 //! * [`handshake`] and [`Toggle`] are what the two sides say to each other besides: enabling, errors.
 //! * [`RequestCell`] and [`LookupTable`] are for two threads of one process: who answers a request and who waits for it, who
 //!   changes a table and who looks things up in it.
+//! * [`SleepWord`] is what somebody who polls leaves for those who ring, before it sleeps.
 //! * [`QueueWords`] is where the words live. [`SharedQueue`] is the implementation that ships: words in memory
 //!   that somebody else, perhaps hostile, writes at the same time. A model checker supplies another one, so that
 //!   it runs this very code. [`AtomicWord`] is the same for what threads of one process share.
@@ -58,6 +59,7 @@ pub mod multi;
 mod producer;
 mod request;
 mod shared;
+mod sleep;
 mod table;
 mod toggle;
 mod words;
@@ -68,6 +70,7 @@ pub use multi::MultiProducer;
 pub use producer::Producer;
 pub use request::{Outcome, RequestCell};
 pub use shared::{SharedQueue, SharedRegion};
+pub use sleep::SleepWord;
 pub use table::LookupTable;
 pub use toggle::Toggle;
 pub use words::{AtomicWord, Entry, QueueWords, Role};

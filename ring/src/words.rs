@@ -43,12 +43,16 @@ pub enum Role {
     Request,
     /// A row of a table.
     Row,
+    /// Whether somebody sleeps.
+    Sleep,
 }
 
 /// A 64-bit atomic word. A model checker supplies another one than the one that ships.
 pub trait AtomicWord {
     /// A word for a role.
     fn new(role: Role, value: u64) -> Self;
+    /// A full fence: sequentially consistent with all others.
+    fn fence();
     /// Loads the word.
     fn load(&self, order: Ordering) -> u64;
     /// Stores the word.
@@ -74,6 +78,11 @@ impl AtomicWord for AtomicU64 {
     #[inline]
     fn new(_role: Role, value: u64) -> Self {
         Self::new(value)
+    }
+
+    #[inline]
+    fn fence() {
+        core::sync::atomic::fence(Ordering::SeqCst);
     }
 
     #[inline]

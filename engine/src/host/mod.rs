@@ -11,6 +11,7 @@ pub use ring::{MsiWord, NativeRing, RingFormat, RingLayout};
 pub use smmu::HostSmmu;
 
 use crate::command::Command;
+use crate::sleep::Waker;
 
 /// A point in a host queue's order. It is reached once everything submitted before it has been synchronised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,5 +86,12 @@ pub trait HostQueue {
     fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
         let _ = ticket;
         None
+    }
+
+    /// From now on `waker` is to be woken when a ticket has been reached or has failed. Says whether it will be; if not, a
+    /// worker that sleeps while tickets are outstanding looks at [`completed`](Self::completed) by a timer.
+    fn set_waker(&mut self, waker: &Waker) -> bool {
+        let _ = waker;
+        false
     }
 }

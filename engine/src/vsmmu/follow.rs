@@ -10,6 +10,7 @@ use crate::queue::CommandError;
 use crate::registers::*;
 use crate::rules::{Request, Signal, StreamTable};
 use crate::token::Outcome;
+use crate::worker::EventKind;
 
 impl State {
     /// Looks at the registers that the guest writes. Says whether anything had changed.
@@ -110,6 +111,7 @@ impl State {
     fn check_register_request(&mut self, outcome: Outcome) {
         if outcome != Outcome::Completed {
             self.counters.requests_failed.add(1);
+            self.tell(EventKind::RequestFailed);
             self.raise(GERROR_SFM_ERR);
         }
     }
@@ -125,6 +127,12 @@ impl State {
 
     /// Stops a queue at its command at CONS, and tells of it.
     pub(super) fn stop(&mut self, number: usize, error: CommandError) {
+        self.tell(EventKind::QueueStopped { queue: number, error });
+        self.stop_silently(number, error);
+    }
+
+    /// The same, where the VMM has been told more.
+    pub(super) fn stop_silently(&mut self, number: usize, error: CommandError) {
         let slot = &mut self.slots[number];
         slot.stop(error);
         let bit = match slot.control {
@@ -169,6 +177,7 @@ impl State {
             self.counters.msis.add(1);
         } else {
             self.counters.msi_aborts.add(1);
+            self.tell(EventKind::MsiAborted);
             self.raise(abort);
         }
     }

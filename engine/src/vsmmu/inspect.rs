@@ -34,7 +34,7 @@ struct Queue {
 impl VirtualSmmu {
     /// The state now: registers that are not zero, queues that are enabled or stopped, statistics.
     pub fn inspect(&self) -> Inspection {
-        self.0.control().inspect()
+        self.0.control(|state| state.inspect())
     }
 }
 

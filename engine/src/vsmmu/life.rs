@@ -19,25 +19,25 @@ impl VirtualSmmu {
     /// Stops serving the guest: when it returns, no command is being taken and none completes until [`Self::resume`]. What
     /// has been taken goes on to the host.
     pub fn pause(&self) {
-        self.0.control().paused = true;
+        self.0.control(|state| state.paused = true);
     }
 
     /// Goes on serving the guest; every queue is looked at, whether its doorbell rings or not.
     pub fn resume(&self) {
-        self.0.control().paused = false;
+        self.0.control(|state| state.paused = false);
     }
 
     /// Puts the virtual SMMU into the state after power-on, at any time. Commands that were taken go on to the host; a
     /// CMD_SYNC that was waiting never completes; tokens of before have no effect.
     pub fn reset(&self) {
         let _no_writes = self.0.writing.lock();
-        self.0.control().reset();
+        self.0.control(State::reset);
     }
 
     /// Follows the guest's memory map after the VMM has changed it. When it returns, memory that is no longer in the map
     /// is no longer used, and may be unmapped. A queue whose memory has gone gets CERROR_ABT at its next command.
     pub fn memory_changed(&self) {
-        self.0.control().follow_memory();
+        self.0.control(State::follow_memory);
     }
 }
 

@@ -4,6 +4,7 @@
 //! may hand over trapped accesses, pause, save, or reset it meanwhile. A trapped access takes no lock that the worker
 //! takes: registers are memory in every [`FrontEnd`], which the guest or the trap writes and the worker looks at.
 
+mod doorbell;
 mod follow;
 mod inspect;
 mod life;
@@ -19,20 +20,23 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-use parking_lot::{ArcMutexGuard, Mutex, MutexGuard, RawMutex};
+use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 use thiserror::Error;
 
 use crate::features::{Features, FeaturesError};
-use crate::host::{HostQueue, Identities};
+use crate::host::Identities;
 use crate::identity::{StreamMap, Vmid};
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
 use crate::rules::{BeyondHost, Quirk, Rejected};
 use crate::stats::{Counters, Stats};
-use crate::submission::Submission;
+use crate::worker::Teller;
+use doorbell::Writing;
 use pages::Pages;
-use state::State;
+pub(crate) use state::State;
 
+pub(crate) use doorbell::{Bell, Watch};
+pub use doorbell::{Doorbell, DoorbellTraps};
 pub use inspect::Inspection;
 pub use life::NotPaused;
 pub use pages::{ControlPage, FrontEnd};
@@ -90,9 +94,12 @@ pub struct VirtualSmmu(Arc<Shared>);
 
 struct Shared {
     features: Features,
+    vmid: Vmid,
     pages: Pages,
-    /// Held while a register is written, so that guards and writes of several vCPUs do not mix. Workers never take it.
-    writing: Mutex<()>,
+    /// Held while a register is written, so that guards and writes of several vCPUs do not mix. A worker only tries to take it,
+    /// when it is about to sleep.
+    writing: Mutex<Writing>,
+    bell: Arc<Bell>,
     /// Workers only ever try to lock it: while somebody else has it, or wants it, they leave the guest out.
     state: Arc<Mutex<State>>,
     /// How many threads of the VMM wait for `state`.
@@ -118,11 +125,14 @@ impl VirtualSmmu {
     ///
     /// [`ConfigError`] for a configuration that cannot be.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let vmid = config.vmid;
         let state = State::new(config)?;
         Ok(Self(Arc::new(Shared {
             features: state.features,
+            vmid,
             pages: state.pages.clone(),
-            writing: Mutex::new(()),
+            writing: Mutex::new(Writing { doorbell: Doorbell::default(), armed: false }),
+            bell: state.bell.clone(),
             counters: state.counters.clone(),
             state: Arc::new(Mutex::new(state)),
             wanted: AtomicUsize::new(0),
@@ -151,25 +161,53 @@ impl VirtualSmmu {
 
     /// The last command that raised CERROR_ILL.
     pub fn last_rejected(&self) -> Option<Rejected> {
-        self.0.control().last_rejected
+        self.0.control(|state| state.last_rejected)
     }
 
-    /// From now on commands name the identities that its host queue takes.
-    pub(crate) fn set_identities(&self, identities: Identities) {
-        self.0.control().rules.set_identities(identities);
+    /// What the VMM calls it: the VMID that it was made with.
+    pub(crate) fn vmid(&self) -> Vmid {
+        self.0.vmid
     }
 
-    /// One sweep; `None` if the VMM is busy with it. A worker that runs on keeps the state in `held` until the VMM wants it.
-    pub(crate) fn serve<H: HostQueue>(
+    /// Whether both are handles to the same.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// It gets a worker: commands name the identities that its host queue takes, events go to `events`.
+    pub(crate) fn join(&self, identities: Identities, events: Teller) {
+        self.0.control(|state| {
+            state.rules.set_identities(identities);
+            state.events = Some(events);
+        });
+    }
+
+    /// It has no worker any more.
+    pub(crate) fn part(&self) {
+        self.set_waker(None);
+        self.0.control(|state| state.events = None);
+    }
+
+    /// After a panic in [`Self::with_state`]: which queue is not served any more; `None` if nothing is.
+    pub(crate) fn quarantine(&self, held: Option<&mut Option<Held>>) -> Option<usize> {
+        // What panicked has let go of the lock, or left it in `held`.
+        match held {
+            Some(Some(state)) => state.quarantine(),
+            _ => self.0.control(State::quarantine),
+        }
+    }
+
+    /// For the worker: `None` if the VMM is busy with the state. A worker that runs on keeps it in `held` until the VMM wants it.
+    pub(crate) fn with_state<T>(
         &self,
-        to: &mut Submission<H>,
         held: Option<&mut Option<Held>>,
-    ) -> Option<bool> {
+        f: impl FnOnce(&mut State) -> T,
+    ) -> Option<T> {
         // Relaxed: it only tells to let go; the lock orders the rest.
         let wanted = self.0.wanted.load(Relaxed) != 0;
         match held {
             None if wanted => None,
-            None => Some(self.0.state.try_lock()?.serve(to)),
+            None => Some(f(&mut *self.0.state.try_lock()?)),
             Some(held) => {
                 if wanted {
                     *held = None;
@@ -178,7 +216,7 @@ impl VirtualSmmu {
                 if held.is_none() {
                     *held = self.0.state.try_lock_arc();
                 }
-                Some(held.as_mut()?.serve(to))
+                Some(f(held.as_mut()?))
             }
         }
     }
@@ -188,13 +226,16 @@ impl VirtualSmmu {
 pub(crate) type Held = ArcMutexGuard<RawMutex, State>;
 
 impl Shared {
-    /// The state, for the VMM. The worker lets go of it within a sweep.
-    fn control(&self) -> MutexGuard<'_, State> {
+    /// Looks at the state, or changes it, for the VMM. The worker lets go of it within a sweep, and looks at it again afterwards.
+    fn control<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         // Relaxed: see `serve`.
         self.wanted.fetch_add(1, Relaxed);
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         self.wanted.fetch_sub(1, Relaxed);
-        state
+        let result = f(&mut state);
+        drop(state);
+        self.bell.ring();
+        result
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Slot {
     pub control: Control,
     /// `None` while it is disabled.
     pub queue: Option<CommandQueue>,
+    /// It was being served when something panicked: nothing is taken from it until a reset.
+    pub quarantined: bool,
 }
 
 impl Slot {

@@ -80,8 +80,7 @@ impl VirtualSmmu {
     ///
     /// [`NotPaused`] unless [`Self::pause`] was called.
     pub fn save(&self) -> Result<Snapshot, NotPaused> {
-        let state = self.0.control();
-        if state.paused { Ok(state.save()) } else { Err(NotPaused) }
+        self.0.control(|state| if state.paused { Ok(state.save()) } else { Err(NotPaused) })
     }
 
     /// Takes over a saved state, in place of its own; the guest's memory must be there already. Call
@@ -93,13 +92,14 @@ impl VirtualSmmu {
     /// [`RestoreError`]; then nothing has changed.
     pub fn restore(&self, snapshot: &Snapshot) -> Result<(), RestoreError> {
         let _no_writes = self.0.writing.lock();
-        let mut state = self.0.control();
-        if !state.paused {
-            return Err(NotPaused.into());
-        }
-        state.check(snapshot)?;
-        state.restore(snapshot);
-        Ok(())
+        self.0.control(|state| {
+            if !state.paused {
+                return Err(NotPaused.into());
+            }
+            state.check(snapshot)?;
+            state.restore(snapshot);
+            Ok(())
+        })
     }
 }
 

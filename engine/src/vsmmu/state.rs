@@ -3,25 +3,28 @@
 //! Every register that the guest writes is an input, looked at once a sweep. Registers that the engine writes are outputs
 //! and are never read back.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ecmdq_ring::Toggle;
 use ecmdq_ring::handshake::Handshake;
 
+use super::doorbell::Bell;
 use super::pages::Pages;
 use super::slot::{Control, Slot};
 use super::{Config, ConfigError};
 use crate::features::Features;
-use crate::host::{Failure, HostQueue};
+use crate::host::{Cause, Failure, HostQueue};
 use crate::identity::StreamMap;
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
-use crate::queue::{CommandError, Place, Visit, Waiting};
+use crate::queue::{CommandError, CommandQueue, Place, Visit, Waiting};
 use crate::registers::*;
 use crate::rules::{Applied, End, Rejected, Request, Rules};
 use crate::stats::Counters;
 use crate::submission::Submission;
 use crate::token::{Outcome, Token, Tokens};
+use crate::worker::{Allowance, EventKind, Teller};
 
 /// Called by the worker with what the guest asks of the VMM. It must not wait.
 pub type OnRequest = Box<dyn FnMut(Request, Token) + Send>;
@@ -58,8 +61,17 @@ pub(crate) struct State {
     next: usize,
     /// The tokens of queue n are at n; behind those of the queues, [`Self::smmuen_token`] and [`Self::gbpa_token`].
     pub(super) tokens: Tokens,
+    pub(super) bell: Arc<Bell>,
     /// Nothing happens while it is set.
     pub paused: bool,
+    /// Where events go, while a worker serves it.
+    pub(super) events: Option<Teller>,
+    /// The queue that is being served, should that panic.
+    serving: Option<usize>,
+    /// A panic left the state in doubt: nothing is served any more, until a reset.
+    quarantined: bool,
+    /// It leaves its worker: the round that covers all that was taken.
+    leaving: Option<u64>,
     /// Where the invalidation of all that the guest may have cached on the host has got to, after a restore.
     pub invalidating: Option<usize>,
 }
@@ -79,17 +91,20 @@ impl State {
             let registers = pages.control.clone();
             Place { registers, base: at + ECMDQ_BASE, prod: at + ECMDQ_PROD, cons: at + ECMDQ_CONS }
         });
-        let slots: Box<[_]> = [Slot { place: cmdq, control: Control::Cmdq { code: 0 }, queue: None }]
-            .into_iter()
-            .chain(ecmdqs.map(|place| Slot {
-                place,
-                control: Control::Ecmdq(Handshake::default()),
-                queue: None,
-            }))
-            .collect();
+        let slots: Box<[_]> =
+            [Slot { place: cmdq, control: Control::Cmdq { code: 0 }, queue: None, quarantined: false }]
+                .into_iter()
+                .chain(ecmdqs.map(|place| Slot {
+                    place,
+                    control: Control::Ecmdq(Handshake::default()),
+                    queue: None,
+                    quarantined: false,
+                }))
+                .collect();
         let bits =
             |offset| WRITABLE.iter().find(|r| r.offset == offset).map_or(0, |r| r.bits(&features) as u32);
         let queues = slots.len();
+        let bell = Arc::<Bell>::default();
         let mut state = Self {
             cr0_bits: bits(CR0),
             irq_ctrl_bits: bits(IRQ_CTRL),
@@ -111,8 +126,13 @@ impl State {
             errors: Toggle::default(),
             slots,
             next: 0,
-            tokens: Tokens::new(queues + 2),
+            tokens: Tokens::new(queues + 2, bell.clone()),
+            bell,
             paused: false,
+            events: None,
+            serving: None,
+            quarantined: false,
+            leaving: None,
             invalidating: None,
         };
         state.reset();
@@ -122,8 +142,9 @@ impl State {
     /// As after power-on. What was taken before goes on to the host; tokens of before have no effect.
     pub fn reset(&mut self) {
         self.tokens.revoke();
+        (self.serving, self.quarantined) = (None, false);
         for slot in &mut self.slots {
-            slot.queue = None;
+            (slot.queue, slot.quarantined) = (None, false);
             slot.control = match slot.control {
                 Control::Cmdq { .. } => Control::Cmdq { code: 0 },
                 Control::Ecmdq(_) => Control::Ecmdq(Handshake::default()),
@@ -138,11 +159,11 @@ impl State {
     }
 
     /// One sweep: registers, completions, and a batch from every queue as long as there is room. Says whether there was anything.
-    pub fn serve<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+    pub fn serve<H: HostQueue>(&mut self, to: &mut Submission<H>, allowance: &mut Allowance) -> bool {
         if let Some((round, failure)) = to.failed() {
             self.hear(round, failure);
         }
-        if self.paused {
+        if self.paused || self.quarantined {
             return false;
         }
         let mut busy = self.follow_registers();
@@ -153,12 +174,14 @@ impl State {
         for _ in 0..self.slots.len() {
             let number = self.next;
             self.next = if number + 1 == self.slots.len() { 0 } else { number + 1 };
+            self.serving = Some(number);
             busy |= self.complete(number, to);
             // Until the VMM follows SMMUEN, nothing is taken that depends on it.
             if self.smmuen_pending.is_none() && self.invalidating.is_none() {
-                busy |= self.take(number, to, &mut denied);
+                busy |= self.take(number, to, allowance, &mut denied);
             }
         }
+        self.serving = None;
         self.next = denied.unwrap_or(self.next);
         busy
     }
@@ -224,15 +247,26 @@ impl State {
         &mut self,
         number: usize,
         to: &mut Submission<H>,
+        allowance: &mut Allowance,
         denied: &mut Option<usize>,
     ) -> bool {
         let slot = &mut self.slots[number];
+        if slot.quarantined {
+            return false;
+        }
         let prod = slot.prod();
         let busy = slot.follow(prod, &self.features, &*self.ram);
         if slot.is_stopped(self.errors.active()) {
             return busy;
         }
         let Some(queue) = slot.queue.as_mut().filter(|queue| queue.waiting.is_none()) else { return busy };
+        if !allowance.has_some() {
+            if queue.used(prod) != Some(0) {
+                allowance.denied = true;
+                denied.get_or_insert(number);
+            }
+            return busy;
+        }
         let round = to.round();
         let Some(out) = to.room() else {
             denied.get_or_insert(number);
@@ -240,18 +274,65 @@ impl State {
         };
         match queue.visit(prod, out, round, &self.rules, &self.streams) {
             Visit::Idle => return busy,
-            Visit::Inconsistent => self.counters.inconsistent.add(1),
+            Visit::Inconsistent => {
+                self.counters.inconsistent.add(1);
+                self.tell(EventKind::Inconsistent { queue: number });
+            }
             Visit::Abort => {
                 self.counters.aborts.add(1);
                 self.stop(number, CommandError::Abt);
             }
-            Visit::Taken(applied) => {
+            Visit::Taken(applied, cost) => {
+                allowance.spend(cost + applied.taken.saturating_sub(applied.host) as u64);
                 if let End::Sync(signal) = applied.end {
                     queue.waiting = Some(Waiting::Sync { signal, round: Some(to.sync()) });
                 }
                 self.account(number, applied);
             }
         }
+        true
+    }
+
+    /// Tells the VMM.
+    pub(super) fn tell(&mut self, kind: EventKind) {
+        if let Some(events) = &mut self.events {
+            events.tell(kind);
+        }
+    }
+
+    /// After a panic: the queue that was being served is served no more, or nothing is if there was none. Says which.
+    pub fn quarantine(&mut self) -> Option<usize> {
+        let Some(number) = self.serving.take() else {
+            self.quarantined = true;
+            return None;
+        };
+        self.slots[number].quarantined = true;
+        // The architecture's way to say that a queue does not go on. It calls the VMM, which may be what panicked.
+        let stopped = catch_unwind(AssertUnwindSafe(|| self.stop(number, CommandError::Abt)));
+        self.quarantined |= stopped.is_err();
+        Some(number)
+    }
+
+    /// One sweep of a guest that leaves its worker. Nothing more is taken; whether all that was taken has been synchronised, so
+    /// that another worker may have the guest.
+    pub fn leave<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+        if let Some((round, failure)) = to.failed() {
+            self.hear(round, failure);
+            // Nothing is known of what came before.
+            self.leaving =
+                self.leaving.filter(|leaving| *leaving != round || failure.cause != Cause::Transient);
+        }
+        let round = *self.leaving.get_or_insert_with(|| to.sync());
+        if !self.paused && !self.quarantined {
+            for number in 0..self.slots.len() {
+                self.complete(number, to);
+            }
+        }
+        if !to.is_over(round) {
+            return false;
+        }
+        self.leaving = None;
+        self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()).for_each(CommandQueue::leave);
         true
     }
 
@@ -276,7 +357,8 @@ impl State {
             End::Illegal(rejected) => {
                 self.counters.rejected.add(1);
                 self.last_rejected = Some(rejected);
-                self.stop(number, CommandError::Ill);
+                self.tell(EventKind::Rejected { queue: number, rejected });
+                self.stop_silently(number, CommandError::Ill);
             }
         }
     }

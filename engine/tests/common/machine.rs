@@ -101,7 +101,7 @@ impl Rig {
 
     /// What the VMM of a guest has.
     pub fn handle(&self, guest: usize) -> VirtualSmmu {
-        self.worker.guests()[guest].clone()
+        self.worker.guests().nth(guest).unwrap().clone()
     }
 
     /// Adds a guest with an enabled queue.

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::{self, Relaxed};
 
 use ecmdq_ring::{AtomicWord, Role};
-use loom::sync::atomic::AtomicU64;
+use loom::sync::atomic::{AtomicU64, fence};
 
 /// What is relaxed, whatever the algorithm asks for.
 pub const NOTHING: u8 = 0;
@@ -16,6 +16,8 @@ pub const REQUEST_LOOK: u8 = 5;
 pub const REQUEST_BLIND: u8 = 6;
 pub const ROW_STORE: u8 = 7;
 pub const ROW_LOAD: u8 = 8;
+/// There are no fences.
+pub const FENCES: u8 = 9;
 
 /// Kinds of accesses.
 enum Access {
@@ -47,6 +49,12 @@ impl<const WEAK: u8> LoomWord<WEAK> {
 impl<const WEAK: u8> AtomicWord for LoomWord<WEAK> {
     fn new(role: Role, value: u64) -> Self {
         Self { role, word: AtomicU64::new(value) }
+    }
+
+    fn fence() {
+        if WEAK != FENCES {
+            fence(Ordering::SeqCst);
+        }
     }
 
     fn load(&self, order: Ordering) -> u64 {

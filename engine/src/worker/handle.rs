@@ -1,0 +1,187 @@
+//! Orders to a worker from other threads, and a thread of its own for it.
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
+use parking_lot::Mutex;
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use super::{Share, Worker};
+use crate::host::HostQueue;
+use crate::sleep::Waker;
+use crate::vsmmu::VirtualSmmu;
+
+/// What a worker is to do.
+pub(super) enum Order<H> {
+    Attach(VirtualSmmu, Option<H>, Share),
+    Detach(VirtualSmmu, Sender<()>),
+    Stop,
+}
+
+/// Orders that the worker has not seen.
+pub(super) struct Orders<H> {
+    any: AtomicBool,
+    waiting: Mutex<Vec<Order<H>>>,
+    waker: OnceLock<Waker>,
+}
+
+impl<H> Orders<H> {
+    fn give(&self, order: Order<H>) {
+        self.waiting.lock().push(order);
+        // Release: pairs with the acquire in `take`.
+        self.any.store(true, Release);
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
+    }
+
+    /// All of them. While there are none, which is a load, nothing is locked.
+    pub fn take(&self) -> Vec<Order<H>> {
+        if !self.any.load(Acquire) {
+            return Vec::new();
+        }
+        let mut waiting = self.waiting.lock();
+        self.any.store(false, Release);
+        mem::take(&mut waiting)
+    }
+
+    pub fn waker(&self) -> Option<Waker> {
+        self.waker.get().cloned()
+    }
+
+    /// Once.
+    pub fn set_waker(&self, waker: Waker) {
+        let _ = self.waker.set(waker);
+    }
+}
+
+impl<H> Default for Orders<H> {
+    fn default() -> Self {
+        Self { any: AtomicBool::new(false), waiting: Mutex::default(), waker: OnceLock::new() }
+    }
+}
+
+/// Gives orders to a worker, from any thread; clones are handles to the same worker. One that outlives its worker does nothing.
+pub struct WorkerHandle<H>(Arc<Orders<H>>);
+
+impl<H: HostQueue> WorkerHandle<H> {
+    pub(super) fn new(orders: Arc<Orders<H>>) -> Self {
+        Self(orders)
+    }
+
+    /// As [`Worker::attach_sharing`], in the worker's next sweep.
+    pub fn attach(&self, guest: VirtualSmmu, host: Option<H>, share: Share) {
+        self.0.give(Order::Attach(guest, host, share));
+    }
+
+    /// As [`Worker::detach`].
+    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving {
+        let (told, left) = bounded(1);
+        self.0.give(Order::Detach(guest.clone(), told));
+        Leaving(left)
+    }
+
+    /// Has [`Worker::run`] return.
+    pub fn stop(&self) {
+        self.0.give(Order::Stop);
+    }
+
+    /// Has the worker look at everything, asleep or not.
+    pub fn wake(&self) {
+        if let Some(waker) = self.0.waker.get() {
+            waker.wake();
+        }
+    }
+}
+
+/// A guest that leaves its worker.
+#[derive(Debug)]
+#[must_use = "until the guest has left, its worker uses its memory"]
+pub struct Leaving(Receiver<()>);
+
+impl Leaving {
+    /// Waits until it has left, or its worker is no more. On the worker's own thread that would be for ever.
+    pub fn wait(self) {
+        let _ = self.0.recv();
+    }
+
+    /// Whether it has left, or its worker is no more.
+    pub fn has_left(&self) -> bool {
+        self.0.try_recv() != Err(TryRecvError::Empty)
+    }
+}
+
+/// A worker on a thread that was made for it. Dropping it stops the worker, and waits for the thread.
+#[derive(Debug)]
+pub struct Running<H: HostQueue> {
+    handle: WorkerHandle<H>,
+    thread: Option<JoinHandle<Worker<H>>>,
+}
+
+impl<H: HostQueue + Send + 'static> Worker<H> {
+    /// Runs the worker on a new thread with this name, on this processor if one is given. For those who have no opinion about
+    /// threads; a VMM that has calls [`Self::run`] on one of its own.
+    ///
+    /// # Errors
+    ///
+    /// What the system said when it refused the thread.
+    pub fn spawn(mut self, name: &str, processor: Option<usize>) -> io::Result<Running<H>> {
+        let handle = self.handle();
+        let thread = thread::Builder::new().name(name.into()).spawn(move || {
+            if let Some(processor) = processor {
+                let mut set = CpuSet::new();
+                set.set(processor);
+                if let Err(error) = sched_setaffinity(None, &set) {
+                    log::warn!("a worker cannot be pinned to processor {processor}: {error}");
+                }
+            }
+            self.run(&AtomicBool::new(false));
+            self
+        })?;
+        Ok(Running { handle, thread: Some(thread) })
+    }
+}
+
+impl<H: HostQueue> Running<H> {
+    /// A handle to it.
+    pub fn handle(&self) -> WorkerHandle<H> {
+        self.handle.clone()
+    }
+
+    /// Stops it, and returns it; `None` if it panicked, which is a bug.
+    pub fn stop(mut self) -> Option<Worker<H>> {
+        self.handle.stop();
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl<H: HostQueue> Drop for Running<H> {
+    fn drop(&mut self) {
+        self.handle.stop();
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl<H> Clone for WorkerHandle<H> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<H> fmt::Debug for WorkerHandle<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHandle").finish_non_exhaustive()
+    }
+}
+
+impl<H> fmt::Debug for Orders<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Orders").field("any", &self.any).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,245 @@
+//! The polling loop: many virtual SMMUs, one host queue or several.
+//!
+//! One sweep: see what each host has completed; visit every guest, which completes what it waits for and hands over a batch
+//! of each of its queues; hand all of it to the hosts; ask each for one synchronisation for all CMD_SYNCs that were met.
+
+mod events;
+mod handle;
+mod idle;
+mod seat;
+mod share;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Receiver;
+
+use crate::host::HostQueue;
+use crate::submission::Submission;
+use crate::vsmmu::{Held, VirtualSmmu};
+use handle::{Order, Orders};
+use idle::Sleep;
+use seat::{Seat, Served};
+
+pub(crate) use events::Teller;
+pub use events::{Event, EventKind};
+pub use handle::{Leaving, Running, WorkerHandle};
+pub use idle::{Idle, Nap};
+pub(crate) use share::{Allowance, cost};
+pub use share::{RateLimit, Share};
+
+/// Events that wait for the VMM.
+const EVENTS: usize = 256;
+
+/// Serves virtual SMMUs from one thread, or from a caller that polls.
+///
+/// Nothing is spawned, and without [`Self::with_sleep`] nothing is opened. Dropping it leaves its guests without a worker;
+/// they may be attached to another one.
+#[derive(Debug)]
+pub struct Worker<H> {
+    /// The host queue of guests that have none of their own.
+    shared: Option<Submission<H>>,
+    seats: Vec<Seat<H>>,
+    /// The guest to be visited first: each in turn, so that none has the outbox to itself.
+    next: usize,
+    /// A guest was left out in the last sweep, because its VMM was busy with it.
+    missed: bool,
+    /// [`Self::run`] is to return.
+    stopped: bool,
+    orders: Arc<Orders<H>>,
+    sleep: Option<Sleep>,
+    teller: Teller,
+    events: Receiver<Event>,
+    start: Instant,
+    /// How many guests have a rate limit.
+    limited: usize,
+}
+
+impl<H: HostQueue> Worker<H> {
+    /// A worker in front of a host queue, with no guests yet. It polls, and never sleeps.
+    pub fn new(host: H) -> Self {
+        Self::with_host(Some(Submission::new(host)))
+    }
+
+    /// A worker without a host queue: each guest brings its own.
+    pub fn without_host() -> Self {
+        Self::with_host(None)
+    }
+
+    fn with_host(shared: Option<Submission<H>>) -> Self {
+        let (teller, events) = events::channel(EVENTS);
+        Self {
+            shared,
+            seats: Vec::new(),
+            next: 0,
+            missed: false,
+            stopped: false,
+            orders: Arc::default(),
+            sleep: None,
+            teller,
+            events,
+            start: Instant::now(),
+            limited: 0,
+        }
+    }
+
+    /// Adds a guest in front of the worker's host queue. A virtual SMMU must be served by one worker only.
+    pub fn attach(&mut self, guest: VirtualSmmu) {
+        self.seat(guest, None, Share::default());
+    }
+
+    /// Adds a guest with a host queue of its own, as one behind iommufd has.
+    pub fn attach_with(&mut self, guest: VirtualSmmu, host: H) {
+        self.seat(guest, Some(host), Share::default());
+    }
+
+    /// The same with a share that is not the default; without a host queue, in front of the worker's.
+    pub fn attach_sharing(&mut self, guest: VirtualSmmu, host: Option<H>, share: Share) {
+        self.seat(guest, host, share);
+    }
+
+    fn seat(&mut self, guest: VirtualSmmu, own: Option<H>, share: Share) {
+        let mut seat = Seat::new(guest, own, share);
+        let Some(to) = seat.own.as_mut().or(self.shared.as_mut()) else {
+            log::error!("a guest without a host queue cannot be attached to a worker that has none");
+            return;
+        };
+        seat.guest.join(to.identities(), self.teller.of(seat.guest.vmid()));
+        if let Some(sleep) = &mut self.sleep {
+            sleep.watch(&mut seat);
+        }
+        seat.guest.set_waker(self.orders.waker());
+        self.limited += usize::from(seat.allowance.is_limited());
+        self.seats.push(seat);
+    }
+
+    /// How many synchronisations of its host queues have failed.
+    pub fn host_failures(&self) -> u64 {
+        self.hosts().map(Submission::failures).sum()
+    }
+
+    /// The guests, in the order in which they were added.
+    pub fn guests(&self) -> impl ExactSizeIterator<Item = &VirtualSmmu> {
+        self.seats.iter().map(|seat| &seat.guest)
+    }
+
+    /// What the VMM may want to know. A receiver may wait for events on any thread; while 256 wait, more are left out.
+    pub fn events(&self) -> Receiver<Event> {
+        self.events.clone()
+    }
+
+    /// Takes a guest from the worker, which goes on serving the others. [`Leaving`] tells when nothing of the guest's memory is used any more and
+    /// all that was taken from it has been synchronised; then another worker may have it. The worker must run, or be
+    /// polled, until then.
+    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving {
+        self.handle().detach(guest)
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> WorkerHandle<H> {
+        WorkerHandle::new(self.orders.clone())
+    }
+
+    /// One sweep; never waits. It takes no more than a batch of each queue and the share of each guest. Says whether there was
+    /// anything to do.
+    pub fn poll(&mut self) -> bool {
+        if let Some(sleep) = &mut self.sleep {
+            sleep.awake();
+        }
+        self.sweep(None)
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = &Submission<H>> {
+        self.shared.iter().chain(self.seats.iter().filter_map(|seat| seat.own.as_ref()))
+    }
+
+    /// What is locked stays in `held`, a place for each guest, as long as nobody else wants it: the next sweep need not lock it
+    /// again.
+    fn sweep(&mut self, mut held: Option<&mut Vec<Option<Held>>>) -> bool {
+        self.follow_orders();
+        if let Some(held) = &mut held {
+            held.resize_with(self.seats.len(), || None);
+        }
+        let now = if self.limited > 0 { self.start.elapsed() } else { Duration::ZERO };
+        // A failure stays until every guest has been told.
+        if !self.missed {
+            self.each_host(Submission::look);
+        }
+        self.each_host(Submission::begin);
+        let (mut busy, mut left) = (false, false);
+        let Self { shared, seats, missed, teller, .. } = self;
+        *missed = false;
+        for number in (self.next..seats.len()).chain(0..self.next) {
+            let seat = &mut seats[number];
+            let held = held.as_mut().and_then(|held| held.get_mut(number));
+            match seat.serve(shared, now, held) {
+                Served::Nothing => {}
+                Served::Something => busy = true,
+                Served::Missed => *missed = true,
+                Served::Panicked(event) => teller.of(seat.guest.vmid()).tell(event),
+                Served::Left => left = true,
+            }
+        }
+        self.next = if self.next + 1 < self.seats.len() { self.next + 1 } else { 0 };
+        self.each_host(Submission::hand_over);
+        if left {
+            // What is held has other places from now on.
+            held.map(Vec::clear);
+            self.part();
+        }
+        busy
+    }
+
+    /// Does something with each host queue. One that panics counts as gone.
+    fn each_host(&mut self, f: impl Fn(&mut Submission<H>)) {
+        let Self { shared, seats, teller, .. } = self;
+        for host in shared.iter_mut().chain(seats.iter_mut().filter_map(|seat| seat.own.as_mut())) {
+            // What a panic leaves half done is not used any more.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(host))) {
+                host.give_up();
+                teller.tell(EventKind::Quarantined { queue: None, message: seat::message(&*panic) });
+            }
+            if let Some(failure) = host.take_news() {
+                teller.tell(EventKind::HostFailed(failure));
+            }
+        }
+    }
+
+    fn follow_orders(&mut self) {
+        for order in self.orders.take() {
+            match order {
+                Order::Attach(guest, host, share) => self.seat(guest, host, share),
+                Order::Detach(guest, told) => {
+                    // One that is not here needs not be waited for: `told` is dropped.
+                    if let Some(seat) = self.seats.iter_mut().find(|seat| seat.guest.is(&guest)) {
+                        seat.leaving = Some(told);
+                    }
+                }
+                Order::Stop => self.stopped = true,
+            }
+        }
+    }
+
+    /// Lets go of the guests that have left.
+    fn part(&mut self) {
+        for mut seat in self.seats.extract_if(.., |seat| seat.left) {
+            self.limited -= usize::from(seat.allowance.is_limited());
+            if let Some(sleep) = &mut self.sleep {
+                sleep.forget(&seat);
+            }
+            seat.guest.part();
+            // Whoever waits may have gone.
+            let _ = seat.leaving.take().map(|told| told.send(()));
+        }
+        self.next = 0;
+    }
+}
+
+impl<H> Drop for Worker<H> {
+    fn drop(&mut self) {
+        for seat in &mut self.seats {
+            seat.guest.part();
+        }
+    }
+}

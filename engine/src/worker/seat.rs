@@ -1,0 +1,92 @@
+//! A guest's place at a worker.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use crossbeam::channel::Sender;
+
+use super::events::EventKind;
+use super::share::{Allowance, Share};
+use crate::host::HostQueue;
+use crate::submission::Submission;
+use crate::vsmmu::{Held, VirtualSmmu};
+
+/// A guest, and what the worker keeps of it.
+#[derive(Debug)]
+pub(super) struct Seat<H> {
+    pub guest: VirtualSmmu,
+    /// Its own host queue, if it does not share the worker's.
+    pub own: Option<Submission<H>>,
+    pub allowance: Allowance,
+    /// Its doorbells in the sleeper.
+    pub keys: Vec<u64>,
+    /// Told when it has left.
+    pub leaving: Option<Sender<()>>,
+    pub left: bool,
+}
+
+/// What came of serving a guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// There was nothing to do.
+    Nothing,
+    /// There was.
+    Something,
+    /// Its VMM is busy with it.
+    Missed,
+    /// It panicked.
+    Panicked(EventKind),
+    /// All that was taken from it has been synchronised, and it goes.
+    Left,
+}
+
+impl<H: HostQueue> Seat<H> {
+    pub fn new(guest: VirtualSmmu, own: Option<H>, share: Share) -> Self {
+        let (own, allowance) = (own.map(Submission::new), Allowance::new(share));
+        Self { guest, own, allowance, keys: Vec::new(), leaving: None, left: false }
+    }
+
+    /// One visit. With a place for it, the state stays locked for the next one.
+    pub fn serve(
+        &mut self,
+        shared: &mut Option<Submission<H>>,
+        now: Duration,
+        mut held: Option<&mut Option<Held>>,
+    ) -> Served {
+        let Self { guest, own, allowance, leaving, left, .. } = self;
+        let Some(to) = own.as_mut().or(shared.as_mut()) else { return Served::Nothing };
+        allowance.begin(now);
+        let leaves = leaving.is_some();
+        // What a panic leaves half done is the queue that was being served, which is not looked at again.
+        let served = catch_unwind(AssertUnwindSafe(|| {
+            guest.with_state(held.as_deref_mut(), |state| {
+                if leaves { (false, state.leave(to)) } else { (state.serve(to, allowance), false) }
+            })
+        }));
+        match served {
+            Ok(None) => Served::Missed,
+            Ok(Some((_, true))) => {
+                *left = true;
+                Served::Left
+            }
+            Ok(Some((busy, false))) => {
+                // What was denied for want of credit gets some in the next sweep; for a limit it takes a while.
+                let again = allowance.denied && allowance.wait().is_zero();
+                if busy || again { Served::Something } else { Served::Nothing }
+            }
+            Err(panic) => {
+                let queue = guest.quarantine(held);
+                Served::Panicked(EventKind::Quarantined { queue, message: message(&*panic) })
+            }
+        }
+    }
+}
+
+/// What a panic says.
+pub(super) fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a text")
+        .into()
+}

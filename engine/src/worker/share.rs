@@ -1,0 +1,141 @@
+//! Who may take how much: deficit round robin in units of cost, and rate limits.
+//!
+//! In each sweep every guest gets the same credit times its weight. It is served while it has credit, and what it took is
+//! subtracted; the last batch may overdraw it, which counts in the next sweep. Credit does not pile up while there is nothing to
+//! take, beyond the guest's burst.
+
+use std::time::Duration;
+
+use crate::command::{Command, Opcode};
+
+/// Credit of a guest of weight 1 in a sweep.
+pub(crate) const QUANTUM: i64 = 512;
+
+/// What commands cost the host beyond one unit for each, and the guests whose commands come behind: entries that must be looked at, an
+/// endpoint that must answer.
+const EXTRA: [(Opcode, u8); 6] = [
+    (Opcode::TLBI_NH_ALL, 15),
+    (Opcode::TLBI_NSNH_ALL, 15),
+    (Opcode::TLBI_NH_ASID, 3),
+    (Opcode::CFGI_CD, 1),
+    (Opcode::CFGI_CD_ALL, 3),
+    (Opcode::ATC_INV, 7),
+];
+
+/// By opcode.
+const COST: [u8; 256] = {
+    let mut cost = [1; 256];
+    let mut n = 0;
+    while n < EXTRA.len() {
+        let (opcode, extra) = EXTRA[n];
+        cost[opcode.0 as usize] += extra;
+        n += 1;
+    }
+    cost
+};
+
+/// What canonical commands cost.
+pub(crate) fn cost(commands: &[Command]) -> u64 {
+    commands.iter().map(|command| u64::from(COST[usize::from(command.opcode().0)])).sum()
+}
+
+/// A guest's share of its worker.
+///
+/// The unit of cost is a TLBI of one address. A TLBI_NH_ASID costs 4, a TLBI_NH_ALL (also one that a range became) 16, an ATC_INV 8,
+/// a CFGI_CD 2, a CFGI_CD_ALL 4; commands that go nowhere cost 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// How much it gets in each sweep, relative to others. 0 counts as 1.
+    pub weight: u16,
+    /// Units that it may save up while it has nothing to do, beyond what it gets in a sweep.
+    pub burst: u32,
+    /// What it may not exceed. Commands beyond wait; none is lost.
+    pub limit: Option<RateLimit>,
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Units a second in the long run. 0 counts as 1.
+    pub per_second: u32,
+    /// Units that may come at once. A batch that has begun is served whole: up to 64 commands.
+    pub burst: u32,
+}
+
+impl Default for Share {
+    /// Weight 1, no burst, no limit.
+    fn default() -> Self {
+        Self { weight: 1, burst: 0, limit: None }
+    }
+}
+
+/// What a guest has left of its share.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    quantum: i64,
+    cap: i64,
+    credit: i64,
+    bucket: Option<Bucket>,
+    /// There was something to take, and nothing left to take it for.
+    pub denied: bool,
+}
+
+/// A token bucket, as the time at which it will be full again.
+#[derive(Debug)]
+struct Bucket {
+    unit: Duration,
+    depth: Duration,
+    full_at: Duration,
+    now: Duration,
+}
+
+impl Allowance {
+    pub fn new(share: Share) -> Self {
+        let quantum = QUANTUM * i64::from(share.weight.max(1));
+        let bucket = share.limit.map(|RateLimit { per_second, burst }| {
+            let unit = Duration::from_secs(1) / per_second.max(1);
+            Bucket { unit, depth: unit * burst, full_at: Duration::ZERO, now: Duration::ZERO }
+        });
+        let cap = quantum + i64::from(share.burst);
+        Self { quantum, cap, credit: 0, bucket, denied: false }
+    }
+
+    /// Whether it depends on the time.
+    pub fn is_limited(&self) -> bool {
+        self.bucket.is_some()
+    }
+
+    /// A new sweep. `now` is the time since the worker began; it only counts if there is a limit.
+    pub fn begin(&mut self, now: Duration) {
+        self.credit = (self.credit + self.quantum).min(self.cap);
+        self.denied = false;
+        if let Some(bucket) = &mut self.bucket {
+            bucket.now = now;
+        }
+    }
+
+    /// Whether more may be taken.
+    pub fn has_some(&self) -> bool {
+        self.credit > 0 && self.bucket.as_ref().is_none_or(|bucket| bucket.wait().is_zero())
+    }
+
+    pub fn spend(&mut self, cost: u64) {
+        self.credit = self.credit.saturating_sub_unsigned(cost);
+        if let Some(bucket) = &mut self.bucket {
+            let cost = u32::try_from(cost).unwrap_or(u32::MAX);
+            bucket.full_at = bucket.full_at.max(bucket.now) + bucket.unit * cost;
+        }
+    }
+
+    /// How long nothing can be taken; zero unless a limit is why something was denied.
+    pub fn wait(&self) -> Duration {
+        self.bucket.as_ref().filter(|_| self.denied).map_or(Duration::ZERO, Bucket::wait)
+    }
+}
+
+impl Bucket {
+    /// How long it takes until there is something in it.
+    fn wait(&self) -> Duration {
+        self.full_at.saturating_sub(self.now + self.depth)
+    }
+}
