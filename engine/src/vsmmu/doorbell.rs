@@ -136,7 +136,8 @@ impl VirtualSmmu {
     /// Whether the worker may sleep. Asked after [`Self::arm`], and after it has announced to sleep: a trap that went off
     /// meanwhile may have had nothing to say, but the next doorbell no longer rings.
     pub(crate) fn watch(&self) -> Watch {
-        if self.0.pages.frame_traps && self.0.pages.control_traps {
+        let pages = &self.0.pages;
+        if pages.frame_traps && (pages.control_traps || pages.control.len() == 0) {
             return Watch::Rings;
         }
         let Some(writing) = self.0.writing.try_lock() else { return Watch::Busy };

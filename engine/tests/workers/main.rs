@@ -1,0 +1,7 @@
+//! Workers on threads: sleeping and being woken in each way, orders while they run, ends in any order.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod orders;
+mod sleeping;
+mod support;

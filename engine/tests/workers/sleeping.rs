@@ -1,0 +1,318 @@
+//! Workers that sleep whenever they can.
+
+use std::io;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ecmdq_engine::{Doorbell, DoorbellTraps, Idle, SleeperKind, Token, VirtualSmmu, Worker};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::common::*;
+use crate::support::*;
+
+const ROUNDS: u64 = 300;
+/// ECMDQ_PROD of the first ECMDQ, from page 0 on.
+const PROD: u64 = 0x2_0008;
+
+#[test]
+fn a_trapped_doorbell_wakes() {
+    on_each_sleeper(|kind| {
+        let (mut guest, smmu) = Guest::new(trapped());
+        let host = AtOnce::default();
+        let mut worker = Worker::new(host.clone()).with_sleep(sleepy(kind)).unwrap();
+        worker.attach(smmu);
+        let running = worker.spawn("worker", None).unwrap();
+        enable(&mut guest);
+        (0..ROUNDS).for_each(|asid| invalidate(&mut guest, asid));
+        let worker = running.stop().unwrap();
+        assert_eq!(host.received(), ROUNDS);
+        assert!(worker.sleeps() > 0);
+    });
+}
+
+#[test]
+fn an_eventfd_wakes() {
+    on_each_sleeper(|kind| {
+        let (guest, smmu) = Guest::new(with_ecmdq());
+        let eventfds = [(); 2].map(|()| EventFd::new(0).unwrap());
+        smmu.set_doorbell(Doorbell::Eventfds(eventfds.iter().map(|e| e.try_clone().unwrap()).collect()));
+        let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
+        worker.attach(smmu);
+        let running = worker.spawn("worker", None).unwrap();
+        let mut queue = guest.ecmdq(0);
+        queue.start(4);
+        eventfds[0].write(1).unwrap();
+        wait_for("the queue is enabled", || queue.enabled());
+        let mut eventfd = eventfds.iter().cycle();
+        let mut store: Store<'_> = Box::new(move |queue, prod| {
+            queue.write_prod(prod);
+            eventfd.next().unwrap().write(1).unwrap();
+        });
+        (0..ROUNDS).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
+        assert!(running.stop().unwrap().sleeps() > 0);
+    });
+}
+
+/// What KVM does with a read-only slot, in small: stores exit while it is armed. A store and the look whether it exits
+/// are one step.
+#[derive(Default)]
+struct Slot {
+    trapped: bool,
+    arms: u64,
+    exits: u64,
+}
+
+struct Traps(Arc<Mutex<Slot>>);
+
+impl DoorbellTraps for Traps {
+    fn arm(&mut self) -> io::Result<()> {
+        let mut slot = self.0.lock().unwrap();
+        assert!(!slot.trapped, "armed twice");
+        (slot.trapped, slot.arms) = (true, slot.arms + 1);
+        Ok(())
+    }
+
+    fn disarm(&mut self) -> io::Result<()> {
+        let mut slot = self.0.lock().unwrap();
+        assert!(slot.trapped, "disarmed twice");
+        slot.trapped = false;
+        Ok(())
+    }
+}
+
+/// A vCPU's store.
+fn store_to(slot: &Mutex<Slot>, smmu: &VirtualSmmu, queue: &Ecmdq, prod: u32) {
+    {
+        let mut slot = slot.lock().unwrap();
+        if !slot.trapped {
+            return queue.write_prod(prod);
+        }
+        slot.exits += 1;
+    }
+    smmu.mmio_write(PROD, &prod.to_le_bytes());
+}
+
+#[test]
+fn a_page_that_traps_once_wakes() {
+    on_each_sleeper(|kind| {
+        let (guest, smmu) = Guest::new(with_ecmdq());
+        let slot = Arc::new(Mutex::new(Slot::default()));
+        smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
+        let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
+        worker.attach(smmu.clone());
+        let running = worker.spawn("worker", None).unwrap();
+        let mut queue = guest.ecmdq(0);
+        queue.describe(RING, 4, 0);
+        let mut store: Store<'_> = Box::new(|queue, prod| store_to(&slot, &smmu, queue, prod));
+        store(&queue, EN);
+        wait_for("the queue is enabled", || queue.enabled());
+        (0..ROUNDS).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
+        running.stop().unwrap();
+        let slot = slot.lock().unwrap();
+        assert!(slot.exits > 0 && slot.exits <= slot.arms, "{} exits, armed {} times", slot.exits, slot.arms);
+    });
+}
+
+#[test]
+fn while_there_is_traffic_nothing_exits() {
+    let (guest, smmu) = Guest::new(with_ecmdq());
+    let slot = Arc::new(Mutex::new(Slot::default()));
+    smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
+    let mut worker = Worker::new(AtOnce::default()).with_sleep(Idle::always_spin()).unwrap();
+    worker.attach(smmu.clone());
+    let _running = worker.spawn("worker", None).unwrap();
+    let mut queue = guest.ecmdq(0);
+    queue.start(4);
+    wait_for("the queue is enabled", || queue.enabled());
+    let mut store: Store<'_> = Box::new(|queue, prod| store_to(&slot, &smmu, queue, prod));
+    (0..ROUNDS).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
+    assert_eq!(slot.lock().unwrap().exits, 0);
+}
+
+/// Traps that the system refuses.
+struct Refused;
+
+impl DoorbellTraps for Refused {
+    fn arm(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn disarm(&mut self) -> io::Result<()> {
+        panic!("it was never armed");
+    }
+}
+
+#[test]
+fn without_a_doorbell_and_with_traps_that_are_refused_a_timer_serves() {
+    on_each_sleeper(|kind| {
+        for doorbell in [Doorbell::Timer, Doorbell::Traps(Box::new(Refused))] {
+            let (guest, smmu) = Guest::new(with_ecmdq());
+            smmu.set_doorbell(doorbell);
+            let idle = Idle { look_every: Duration::from_millis(1), ..sleepy(kind) };
+            let mut worker = Worker::new(AtOnce::default()).with_sleep(idle).unwrap();
+            worker.attach(smmu);
+            let running = worker.spawn("worker", None).unwrap();
+            let mut queue = guest.ecmdq(0);
+            queue.start(4);
+            wait_for("the queue is enabled", || queue.enabled());
+            let mut store: Store<'_> = Box::new(|queue, prod| queue.write_prod(prod));
+            (0..20).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
+            assert!(running.stop().unwrap().sleeps() > 0);
+        }
+    });
+}
+
+#[test]
+fn a_token_that_another_thread_completes_wakes() {
+    on_each_sleeper(|kind| {
+        let tokens = Arc::new(Mutex::new(Vec::<Token>::new()));
+        let asked = tokens.clone();
+        let on_request = Box::new(move |_, token| asked.lock().unwrap().push(token));
+        let (mut guest, smmu) = Guest::new(Setup { on_request: Some(on_request), ..trapped() });
+        let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
+        worker.attach(smmu);
+        let _running = worker.spawn("worker", None).unwrap();
+        enable(&mut guest);
+        for _ in 0..50 {
+            guest.send(&[cfgi_ste(STREAM)]);
+            let mut token = None;
+            wait_for("the VMM is asked", || {
+                token = tokens.lock().unwrap().pop();
+                token.is_some()
+            });
+            token.unwrap().complete();
+            wait_for("the command is complete", || guest.cons() == guest.prod());
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_rang_while_it_was_paused_is_served_when_it_is_resumed() {
+    on_each_sleeper(|kind| {
+        let (mut guest, smmu) = Guest::new(trapped());
+        let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
+        worker.attach(smmu.clone());
+        let _running = worker.spawn("worker", None).unwrap();
+        enable(&mut guest);
+        for asid in 0..50 {
+            smmu.pause();
+            guest.send(&[nh_asid(asid), sync()]);
+            let prod = guest.prod();
+            assert_ne!(guest.cons(), prod);
+            smmu.resume();
+            wait_for("a CMD_SYNC is complete", || guest.cons() == prod);
+        }
+    });
+}
+
+#[test]
+fn many_vcpus_ring_a_worker_that_sleeps_and_none_waits_for_ever() {
+    on_each_sleeper(|kind| {
+        let host = AtOnce::default();
+        let mut worker = Worker::new(host.clone()).with_sleep(sleepy(kind)).unwrap();
+        let mut guests = Vec::new();
+        for vmid in 1..=4 {
+            let (guest, smmu) = Guest::new(Setup { vmid, ..trapped() });
+            worker.attach(smmu);
+            guests.push(guest);
+        }
+        let running = worker.spawn("worker", None).unwrap();
+        std::thread::scope(|scope| {
+            for mut guest in guests.drain(..) {
+                scope.spawn(move || {
+                    enable(&mut guest);
+                    (0..ROUNDS).for_each(|asid| invalidate(&mut guest, asid));
+                });
+            }
+        });
+        running.stop().unwrap();
+        assert_eq!(host.received(), 4 * ROUNDS);
+    });
+}
+
+#[test]
+fn a_host_queue_that_does_not_wake_is_looked_at_by_a_timer() {
+    use ecmdq_engine::host::NativeRing;
+    let (ring, mut smmu_of_host) = NativeRing::with_consumer(6).unwrap();
+    let (mut guest, smmu) = Guest::new(trapped());
+    let idle = Idle { look_every: Duration::from_millis(1), ..sleepy(SleeperKind::Epoll) };
+    let mut worker = Worker::new(ring).with_sleep(idle).unwrap();
+    worker.attach(smmu);
+    let _running = worker.spawn("worker", None).unwrap();
+    enable(&mut guest);
+    for asid in 0..20 {
+        guest.send(&[nh_asid(asid), sync()]);
+        // The worker has handed it over, and sleeps.
+        wait_for("the host has it", || smmu_of_host.poll(|_| ()) > 0);
+        wait_for("a CMD_SYNC is complete", || {
+            smmu_of_host.poll(|_| ());
+            guest.cons() == guest.prod()
+        });
+    }
+}
+
+/// Whether a descriptor is readable now.
+fn is_readable(epoll: &Epoll) -> bool {
+    epoll.wait(0, &mut [EpollEvent::default()]).unwrap() > 0
+}
+
+#[test]
+fn an_event_loop_polls_when_the_descriptor_says_so() {
+    let (mut guest, smmu) = Guest::new(trapped());
+    let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(SleeperKind::Epoll)).unwrap();
+    worker.attach(smmu.clone());
+    let epoll = Epoll::new().unwrap();
+    let fd = worker.pollable().unwrap();
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0)).unwrap();
+    // The way of an event loop: poll until there is nothing to do, prepare, wait.
+    let rest =
+        |worker: &mut Worker<AtOnce>| (0..100).any(|_| !worker.poll() && worker.prepare_to_sleep().is_some());
+    guest.start(4);
+    assert!(rest(&mut worker));
+    assert!(guest.enabled() && !is_readable(&epoll));
+    for asid in 0..10 {
+        guest.send(&[nh_asid(asid), sync()]);
+        assert!(is_readable(&epoll), "a doorbell");
+        assert!(rest(&mut worker));
+        assert_eq!(guest.cons(), guest.prod());
+        assert!(!is_readable(&epoll), "all of it was seen");
+    }
+    guest.send(&[sync()]);
+    assert_eq!(worker.prepare_to_sleep(), None, "there is something to do");
+    smmu.pause();
+    assert!(rest(&mut worker));
+    smmu.resume();
+    assert!(is_readable(&epoll), "the VMM has changed something");
+}
+
+#[test]
+fn a_worker_on_io_uring_has_no_descriptor_for_event_loops() {
+    let Ok(worker) = Worker::new(AtOnce::default()).with_sleep(sleepy(SleeperKind::IoUring)) else { return };
+    assert_eq!(worker.pollable().unwrap_err().kind(), io::ErrorKind::Unsupported);
+}
+
+#[test]
+fn a_worker_that_sleeps_hears_stop_in_each_way() {
+    on_each_sleeper(|kind| {
+        let new = || Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
+        assert!(new().spawn("worker", Some(0)).unwrap().stop().is_some());
+        drop(new().spawn("worker", None).unwrap());
+        let (mut worker, stop, runs) = (new(), AtomicBool::new(false), AtomicU64::new(0));
+        let handle = worker.handle();
+        std::thread::scope(|scope| {
+            let (stop, runs) = (&stop, &runs);
+            scope.spawn(move || {
+                runs.fetch_add(1, Release);
+                worker.run(stop);
+                runs.fetch_add(1, Release);
+            });
+            wait_for("it runs", || runs.load(Acquire) == 1);
+            stop.store(true, Relaxed);
+            handle.wake();
+            wait_for("it has stopped", || runs.load(Acquire) == 2);
+        });
+    });
+}
