@@ -121,6 +121,19 @@ impl HostSmmu {
         }
     }
 
+    /// Whether everything has been taken.
+    pub fn is_empty(&self) -> bool {
+        self.consumer.size().index(self.consumer.prod()) == self.consumer.cons()
+    }
+
+    /// Whether it has told an error that was not acknowledged when it last looked.
+    pub fn is_stopped(&self) -> bool {
+        match &self.control {
+            Control::Ecmdq(handshake) => handshake.is_stopped(),
+            Control::Cmdq { errors, .. } => errors.active() & GERROR_CMDQ_ERR != 0,
+        }
+    }
+
     /// How many commands came, CMD_SYNCs included.
     pub fn total(&self) -> u64 {
         self.received.iter().sum()

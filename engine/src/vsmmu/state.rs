@@ -313,27 +313,28 @@ impl State {
         Some(number)
     }
 
-    /// One sweep of a guest that leaves its worker. Nothing more is taken; whether all that was taken has been synchronised, so
-    /// that another worker may have the guest.
-    pub fn leave<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+    /// One sweep of a guest that leaves its worker. Nothing more is taken. Says whether there was anything to do, and whether all that
+    /// was taken has been synchronised, so that another worker may have the guest.
+    pub fn leave<H: HostQueue>(&mut self, to: &mut Submission<H>) -> (bool, bool) {
         if let Some((round, failure)) = to.failed() {
             self.hear(round, failure);
             // Nothing is known of what came before.
             self.leaving =
                 self.leaving.filter(|leaving| *leaving != round || failure.cause != Cause::Transient);
         }
+        let mut busy = self.leaving.is_none();
         let round = *self.leaving.get_or_insert_with(|| to.sync());
         if !self.paused && !self.quarantined {
             for number in 0..self.slots.len() {
-                self.complete(number, to);
+                busy |= self.complete(number, to);
             }
         }
         if !to.is_over(round) {
-            return false;
+            return (busy, false);
         }
         self.leaving = None;
         self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()).for_each(CommandQueue::leave);
-        true
+        (true, true)
     }
 
     fn account(&mut self, number: usize, applied: Applied) {

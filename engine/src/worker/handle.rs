@@ -3,8 +3,8 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
@@ -29,6 +29,8 @@ pub(super) struct Orders<H> {
     any: AtomicBool,
     waiting: Mutex<Vec<Order<H>>>,
     waker: OnceLock<Waker>,
+    /// How often the worker has slept: it writes that.
+    sleeps: AtomicU64,
 }
 
 impl<H> Orders<H> {
@@ -51,6 +53,16 @@ impl<H> Orders<H> {
         mem::take(&mut waiting)
     }
 
+    /// It goes to sleep.
+    pub fn count_sleep(&self) {
+        // Relaxed, and no exchange: one writer, and readers need no order.
+        self.sleeps.store(self.sleeps.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub fn sleeps(&self) -> u64 {
+        self.sleeps.load(Relaxed)
+    }
+
     pub fn waker(&self) -> Option<Waker> {
         self.waker.get().cloned()
     }
@@ -63,7 +75,12 @@ impl<H> Orders<H> {
 
 impl<H> Default for Orders<H> {
     fn default() -> Self {
-        Self { any: AtomicBool::new(false), waiting: Mutex::default(), waker: OnceLock::new() }
+        Self {
+            any: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            waker: OnceLock::new(),
+            sleeps: AtomicU64::new(0),
+        }
     }
 }
 
@@ -90,6 +107,11 @@ impl<H: HostQueue> WorkerHandle<H> {
     /// Has [`Worker::run`] return.
     pub fn stop(&self) {
         self.0.give(Order::Stop);
+    }
+
+    /// How often the worker has gone to sleep.
+    pub fn sleeps(&self) -> u64 {
+        self.0.sleeps()
     }
 
     /// Has the worker look at everything, asleep or not.

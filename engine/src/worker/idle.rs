@@ -77,7 +77,6 @@ pub(super) struct Sleep {
     announced: bool,
     /// Host queues that do not wake it.
     deaf: bool,
-    sleeps: u64,
 }
 
 impl Sleep {
@@ -125,7 +124,7 @@ impl<H: HostQueue> Worker<H> {
         let (mut sleeper, waker) = (Sleeper::new(idle.sleeper)?, Waker::new()?);
         sleeper.add(waker.eventfd())?;
         self.orders.set_waker(waker.clone());
-        let mut sleep = Sleep { idle, sleeper, waker, announced: false, deaf: false, sleeps: 0 };
+        let mut sleep = Sleep { idle, sleeper, waker, announced: false, deaf: false };
         if let Some(shared) = &mut self.shared {
             sleep.deaf |= !shared.set_waker(&sleep.waker);
         }
@@ -140,11 +139,6 @@ impl<H: HostQueue> Worker<H> {
     /// What it sleeps on; `None` if it never does.
     pub fn sleeper(&self) -> Option<SleeperKind> {
         self.sleep.as_ref().map(|sleep| sleep.sleeper.kind())
-    }
-
-    /// How often it has slept.
-    pub fn sleeps(&self) -> u64 {
-        self.sleep.as_ref().map_or(0, |sleep| sleep.sleeps)
     }
 
     /// For a VMM that drives the worker from its event loop: a descriptor that is readable when a worker that has
@@ -230,19 +224,22 @@ impl<H: HostQueue> Worker<H> {
                 self.look_for_stalls(now);
                 // What the VMM wants of a guest must not wait for a worker that sleeps.
                 held.clear();
-                self.sleep();
+                self.sleep(stop);
             }
         }
         self.stopped = false;
     }
 
-    fn sleep(&mut self) {
+    fn sleep(&mut self, stop: &AtomicBool) {
         let Some(nap) = self.prepare_to_sleep() else { return };
         let Some(sleep) = &mut self.sleep else { return };
-        sleep.sleeps += 1;
-        if let Err(error) = sleep.sleeper.wait(nap.at_most) {
-            log::error!("a worker cannot sleep: {error}");
-            thread::yield_now();
+        // Relaxed: looked at once more since the announcement, whose fence orders it.
+        if !stop.load(Relaxed) {
+            self.orders.count_sleep();
+            if let Err(error) = sleep.sleeper.wait(nap.at_most) {
+                log::error!("a worker cannot sleep: {error}");
+                thread::yield_now();
+            }
         }
         sleep.announced = false;
         sleep.waker.word().awake();

@@ -61,7 +61,7 @@ impl<H: HostQueue> Seat<H> {
         // What a panic leaves half done is the queue that was being served, which is not looked at again.
         let served = catch_unwind(AssertUnwindSafe(|| {
             guest.with_state(held.as_deref_mut(), |state| {
-                if leaves { (false, state.leave(to)) } else { (state.serve(to, allowance), false) }
+                if leaves { state.leave(to) } else { (state.serve(to, allowance), false) }
             })
         }));
         match served {

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ecmdq_engine::{Doorbell, DoorbellTraps, Idle, SleeperKind, Token, VirtualSmmu, Worker};
+use ecmdq_engine::host::iommufd::{self, Invalidate};
+use ecmdq_engine::{Command, Doorbell, DoorbellTraps, Idle, SleeperKind, Token, VirtualSmmu, Worker};
+use rustix::io::Errno;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,10 +28,11 @@ fn a_trapped_doorbell_wakes() {
         worker.attach(smmu);
         let running = worker.spawn("worker", None).unwrap();
         enable(&mut guest);
-        (0..ROUNDS).for_each(|asid| invalidate(&mut guest, asid));
-        let worker = running.stop().unwrap();
+        for asid in 0..ROUNDS {
+            asleep(&running);
+            invalidate(&mut guest, asid);
+        }
         assert_eq!(host.received(), ROUNDS);
-        assert!(worker.sleeps() > 0);
     });
 }
 
@@ -51,8 +54,10 @@ fn an_eventfd_wakes() {
             queue.write_prod(prod);
             eventfd.next().unwrap().write(1).unwrap();
         });
-        (0..ROUNDS).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
-        assert!(running.stop().unwrap().sleeps() > 0);
+        for asid in 0..ROUNDS {
+            asleep(&running);
+            invalidate_on(&mut queue, &mut store, asid);
+        }
     });
 }
 
@@ -109,7 +114,10 @@ fn a_page_that_traps_once_wakes() {
         let mut store: Store<'_> = Box::new(|queue, prod| store_to(&slot, &smmu, queue, prod));
         store(&queue, EN);
         wait_for("the queue is enabled", || queue.enabled());
-        (0..ROUNDS).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
+        for asid in 0..ROUNDS {
+            asleep(&running);
+            invalidate_on(&mut queue, &mut store, asid);
+        }
         running.stop().unwrap();
         let slot = slot.lock().unwrap();
         assert!(slot.exits > 0 && slot.exits <= slot.arms, "{} exits, armed {} times", slot.exits, slot.arms);
@@ -159,8 +167,10 @@ fn without_a_doorbell_and_with_traps_that_are_refused_a_timer_serves() {
             queue.start(4);
             wait_for("the queue is enabled", || queue.enabled());
             let mut store: Store<'_> = Box::new(|queue, prod| queue.write_prod(prod));
-            (0..20).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
-            assert!(running.stop().unwrap().sleeps() > 0);
+            for asid in 0..20 {
+                asleep(&running);
+                invalidate_on(&mut queue, &mut store, asid);
+            }
         }
     });
 }
@@ -252,6 +262,41 @@ fn a_host_queue_that_does_not_wake_is_looked_at_by_a_timer() {
             guest.cons() == guest.prod()
         });
     }
+}
+
+/// A kernel that executes everything.
+struct Executes(Arc<AtomicU64>);
+
+impl Invalidate for Executes {
+    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+        self.0.fetch_add(commands.len() as u64, Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_worker_and_what_executes_its_commands_wake_each_other() {
+    on_each_sleeper(|kind| {
+        let executed = Arc::new(AtomicU64::new(0));
+        let (queue, mut executor) = iommufd::queue(Executes(executed.clone()), 6).unwrap();
+        let (mut guest, smmu) = Guest::new(trapped());
+        let mut worker = Worker::new(queue).with_sleep(sleepy(kind)).unwrap();
+        worker.attach(smmu);
+        let running = worker.spawn("worker", None).unwrap();
+        let (stop, waker) = (AtomicBool::new(false), executor.waker());
+        std::thread::scope(|scope| {
+            scope.spawn(|| executor.run(&stop));
+            let stopping = SetOnDrop(&stop);
+            enable(&mut guest);
+            for asid in 0..ROUNDS {
+                asleep(&running);
+                invalidate(&mut guest, asid);
+            }
+            drop(stopping);
+            waker.wake();
+        });
+        assert_eq!(executed.load(Relaxed), ROUNDS);
+    });
 }
 
 /// Whether a descriptor is readable now.

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ecmdq_engine::host::{HostQueue, Ticket};
-use ecmdq_engine::{Command, Idle, SleeperKind, Waker, Worker};
+use ecmdq_engine::{Command, Idle, Running, SleeperKind, Waker, Worker};
 
 use crate::common::*;
 
@@ -68,6 +68,14 @@ pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < patience, "never: {what}");
         thread::yield_now();
     }
+}
+
+/// Waits until the worker has gone to sleep since now; or is about to, since it counts that before it does.
+pub fn asleep<H: HostQueue>(running: &Running<H>) {
+    let handle = running.handle();
+    let before = handle.sleeps();
+    handle.wake();
+    wait_for("the worker sleeps", || handle.sleeps() > before);
 }
 
 /// A guest with an enabled CMDQ whose registers trap, or with one ECMDQ on a page that it writes without a trap.

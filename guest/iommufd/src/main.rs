@@ -346,6 +346,7 @@ impl Rig {
     fn threads(&mut self) {
         let Self { worker, executors, guests: [guest, _], .. } = self;
         let stop = AtomicBool::new(false);
+        let wakers = executors.each_ref().map(|executor| executor.waker());
         let done = thread::scope(|scope| {
             scope.spawn(|| worker.run(&stop));
             for executor in executors {
@@ -361,6 +362,7 @@ impl Rig {
                 guest.is_done()
             });
             stop.store(true, Relaxed);
+            wakers.iter().for_each(|waker| waker.wake());
             done
         });
         self.expect(done, || "on threads, a CMD_SYNC was not completed".into());

@@ -19,6 +19,8 @@ mod kernel;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crossbeam::utils::Backoff;
 use rustix::io::Errno;
@@ -26,6 +28,7 @@ use rustix::io::Errno;
 use super::{Failure, HostQueue, HostSmmu, Identities, NativeRing, Ticket};
 use crate::command::{Command, Opcode};
 use crate::queue::CommandError;
+use crate::sleep::{Sleeper, Waker};
 
 #[cfg(feature = "iommufd")]
 pub use kernel::{Nesting, VIommu};
@@ -35,6 +38,9 @@ pub const GROUP: usize = 63;
 
 /// How often a call is made again when the hardware does not answer, which takes the kernel a second each time.
 const TRIES: u32 = 8;
+
+/// How often an executor that sleeps looks at what nobody rings for.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// One call of `IOMMU_HWPT_INVALIDATE`.
 pub trait Invalidate {
@@ -48,13 +54,21 @@ pub trait Invalidate {
 
 /// A guest's commands on their way to the kernel.
 #[derive(Debug)]
-pub struct IommufdQueue(NativeRing);
+pub struct IommufdQueue {
+    ring: NativeRing,
+    executor: Waker,
+    /// Set by the worker; read by the executor.
+    worker: Arc<OnceLock<Waker>>,
+}
 
 /// Makes the calls. The VMM runs it on a thread of its own.
 #[derive(Debug)]
 pub struct IommufdExecutor<I> {
     smmu: HostSmmu,
     caller: Caller<I>,
+    sleeper: Sleeper,
+    waker: Waker,
+    worker: Arc<OnceLock<Waker>>,
 }
 
 /// A queue of 2^`log2` commands for a guest, and what executes it.
@@ -65,7 +79,10 @@ pub struct IommufdExecutor<I> {
 pub fn queue<I: Invalidate>(invalidate: I, log2: u32) -> io::Result<(IommufdQueue, IommufdExecutor<I>)> {
     let (ring, smmu) = NativeRing::with_consumer(log2)?;
     let caller = Caller { invalidate, late: 0, atc_timeout: false, apart: 0 };
-    Ok((IommufdQueue(ring), IommufdExecutor { smmu, caller }))
+    let (waker, mut sleeper, worker) = (Waker::new()?, Sleeper::new(None)?, Arc::new(OnceLock::new()));
+    sleeper.add(waker.eventfd())?;
+    let queue = IommufdQueue { ring, executor: waker.clone(), worker: worker.clone() };
+    Ok((queue, IommufdExecutor { smmu, caller, sleeper, waker, worker }))
 }
 
 impl HostQueue for IommufdQueue {
@@ -74,23 +91,33 @@ impl HostQueue for IommufdQueue {
     }
 
     fn submit(&mut self, commands: &[Command]) -> usize {
-        self.0.submit(commands)
+        let taken = self.ring.submit(commands);
+        self.executor.wake();
+        taken
     }
 
     fn sync(&mut self) -> Ticket {
-        self.0.sync()
+        let ticket = self.ring.sync();
+        self.executor.wake();
+        ticket
     }
 
     fn submit_and_sync(&mut self, commands: &[Command]) -> (usize, Option<Ticket>) {
-        self.0.submit_and_sync(commands)
+        let submitted = self.ring.submit_and_sync(commands);
+        self.executor.wake();
+        submitted
     }
 
     fn completed(&mut self) -> Ticket {
-        self.0.completed()
+        self.ring.completed()
     }
 
     fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
-        self.0.failure(ticket)
+        self.ring.failure(ticket)
+    }
+
+    fn set_waker(&mut self, waker: &Waker) -> bool {
+        self.worker.set(waker.clone()).is_ok()
     }
 }
 
@@ -98,17 +125,26 @@ impl<I: Invalidate> IommufdExecutor<I> {
     /// Makes a call, or more if one fails, for the next commands; waits for the hardware. Says how many commands and
     /// CMD_SYNCs are done; none if there are none, or the kernel wants the call again later.
     pub fn step(&mut self) -> usize {
-        let Self { smmu, caller } = self;
-        smmu.poll_with(|commands| caller.execute(commands))
+        let Self { smmu, caller, worker, .. } = self;
+        let done = smmu.poll_with(|commands| caller.execute(commands));
+        // An error is something to be looked at as well.
+        if (done > 0 || smmu.is_stopped())
+            && let Some(worker) = worker.get()
+        {
+            worker.wake();
+        }
+        done
     }
 
-    /// Steps until `stop` is set.
+    /// Steps until `stop` is set; sleeps while there is nothing to do. Whoever sets `stop` must [wake](Self::waker) it.
     pub fn run(&mut self, stop: &AtomicBool) {
         let backoff = Backoff::new();
         // Relaxed: `stop` carries nothing but itself.
         while !stop.load(Relaxed) {
             if self.step() > 0 {
                 backoff.reset();
+            } else if backoff.is_completed() {
+                self.sleep(stop);
             } else {
                 backoff.snooze();
             }
@@ -118,6 +154,24 @@ impl<I: Invalidate> IommufdExecutor<I> {
     /// How many commands have been executed, CMD_SYNCs included.
     pub fn total(&self) -> u64 {
         self.smmu.total()
+    }
+
+    /// Wakes it.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn sleep(&mut self, stop: &AtomicBool) {
+        self.waker.word().announce();
+        if self.step() == 0 && !stop.load(Relaxed) {
+            // What the kernel wants to be asked again, or an error that the worker has not acknowledged, rings no more.
+            let at_most = (!self.smmu.is_empty()).then_some(RETRY);
+            if let Err(error) = self.sleeper.wait(at_most) {
+                log::error!("an executor cannot sleep: {error}");
+                std::thread::yield_now();
+            }
+        }
+        self.waker.word().awake();
     }
 }
 
