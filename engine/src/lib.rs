@@ -75,6 +75,7 @@ mod identity;
 mod interrupts;
 mod outbox;
 mod queue;
+mod rota;
 mod sleep;
 mod stats;
 mod submission;

@@ -42,6 +42,11 @@ impl Slot {
         }
     }
 
+    /// Whether something must come to pass before it goes on.
+    pub fn waits(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.waiting.is_some())
+    }
+
     /// Whether an error keeps it from taking commands. `active` are the active bits of GERROR.
     pub fn is_stopped(&self, active: u32) -> bool {
         match &self.control {

@@ -20,6 +20,7 @@ use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
 use crate::queue::{CommandError, CommandQueue, Place, Visit, Waiting};
 use crate::registers::*;
+use crate::rota::Rota;
 use crate::rules::{Applied, End, Rejected, Request, Rules};
 use crate::stats::Counters;
 use crate::submission::Submission;
@@ -57,8 +58,8 @@ pub(crate) struct State {
     pub errors: Toggle,
     /// The CMDQ, and behind it the ECMDQs.
     pub(super) slots: Box<[Slot]>,
-    /// The slot to be looked at first: where a full outbox ended the last sweep.
-    next: usize,
+    /// Which slots are looked at, and in which order.
+    rota: Rota,
     /// The tokens of queue n are at n; behind those of the queues, [`Self::smmuen_token`] and [`Self::gbpa_token`].
     pub(super) tokens: Tokens,
     pub(super) bell: Arc<Bell>,
@@ -125,7 +126,7 @@ impl State {
             irq_ctrl: 0,
             errors: Toggle::default(),
             slots,
-            next: 0,
+            rota: Rota::new(queues),
             tokens: Tokens::new(queues + 2, bell.clone()),
             bell,
             paused: false,
@@ -158,9 +159,16 @@ impl State {
         self.pages.reset(&self.features);
     }
 
-    /// One sweep: registers, completions, and a batch from every queue as long as there is room. Says whether there was anything.
-    pub fn serve<H: HostQueue>(&mut self, to: &mut Submission<H>, allowance: &mut Allowance) -> bool {
-        if let Some((round, failure)) = to.failed() {
+    /// One sweep: registers, completions, and a batch from the queues whose turn it is, or from all of them, as long as there is
+    /// room. Says whether there was anything.
+    pub fn serve<H: HostQueue>(
+        &mut self,
+        to: &mut Submission<H>,
+        allowance: &mut Allowance,
+        all: bool,
+    ) -> bool {
+        let failed = to.failed();
+        if let Some((round, failure)) = failed {
             self.hear(round, failure);
         }
         if self.paused || self.quarantined {
@@ -171,19 +179,25 @@ impl State {
             busy |= self.invalidate(to);
         }
         let mut denied = None;
-        for _ in 0..self.slots.len() {
-            let number = self.next;
-            self.next = if number + 1 == self.slots.len() { 0 } else { number + 1 };
+        for turn in 0..self.rota.begin(all) {
+            let number = self.rota.turn(turn);
             self.serving = Some(number);
-            busy |= self.complete(number, to);
+            let mut lively = self.complete(number, to);
             // Until the VMM follows SMMUEN, nothing is taken that depends on it.
             if self.smmuen_pending.is_none() && self.invalidating.is_none() {
-                busy |= self.take(number, to, allowance, &mut denied);
+                lively |= self.take(number, to, allowance, &mut denied);
             }
+            self.rota.note(number, lively || self.slots[number].waits());
+            busy |= lively;
         }
         self.serving = None;
-        self.next = denied.unwrap_or(self.next);
+        self.rota.end(denied);
         busy
+    }
+
+    /// Whether it has had nothing to do for a while, and waits for nothing.
+    pub fn is_quiet(&self) -> bool {
+        self.rota.is_quiet()
     }
 
     /// Completes the command that a queue waits for, if that has come to pass.

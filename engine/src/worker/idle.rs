@@ -158,6 +158,8 @@ impl<H: HostQueue> Worker<H> {
         self.sleep.as_ref()?;
         self.seats.iter().for_each(|seat| seat.guest.arm());
         self.announce();
+        // So that everything is looked at.
+        self.busy = false;
         let nap = if self.sweep(None) || self.missed || self.stopped { None } else { self.nap() };
         if nap.is_none()
             && let Some(sleep) = &mut self.sleep

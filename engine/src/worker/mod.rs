@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::Receiver;
 
 use crate::host::HostQueue;
+use crate::rota::Rota;
 use crate::submission::Submission;
 use crate::vsmmu::{Held, VirtualSmmu};
 use handle::{Order, Orders};
@@ -41,8 +42,10 @@ pub struct Worker<H> {
     /// The host queue of guests that have none of their own.
     shared: Option<Submission<H>>,
     seats: Vec<Seat<H>>,
-    /// The guest to be visited first: each in turn, so that none has the outbox to itself.
-    next: usize,
+    /// Which guests are visited, and in which order: each is the first in turn, so that none has the outbox to itself.
+    rota: Rota,
+    /// There was something to do in the last sweep.
+    busy: bool,
     /// A guest was left out in the last sweep, because its VMM was busy with it.
     missed: bool,
     /// [`Self::run`] is to return.
@@ -72,7 +75,8 @@ impl<H: HostQueue> Worker<H> {
         Self {
             shared,
             seats: Vec::new(),
-            next: 0,
+            rota: Rota::default(),
+            busy: false,
             missed: false,
             stopped: false,
             orders: Arc::default(),
@@ -112,6 +116,7 @@ impl<H: HostQueue> Worker<H> {
         seat.guest.set_waker(self.orders.waker());
         self.limited += usize::from(seat.allowance.is_limited());
         self.seats.push(seat);
+        self.rota.resize(self.seats.len());
     }
 
     /// How many synchronisations of its host queues have failed.
@@ -147,7 +152,9 @@ impl<H: HostQueue> Worker<H> {
         if let Some(sleep) = &mut self.sleep {
             sleep.awake();
         }
-        self.sweep(None)
+        // One that found nothing, and has not looked at everybody, says nothing.
+        let all = !self.busy;
+        self.sweep(None) || !all && self.sweep(None)
     }
 
     fn hosts(&self) -> impl Iterator<Item = &Submission<H>> {
@@ -168,20 +175,26 @@ impl<H: HostQueue> Worker<H> {
         }
         self.each_host(Submission::begin);
         let (mut busy, mut left) = (false, false);
-        let Self { shared, seats, missed, teller, .. } = self;
+        // While there is nothing to do a look at everything costs nobody anything; and a failure must be told to everybody.
+        let all = !self.busy || self.hosts().any(|host| host.failed().is_some());
+        let Self { shared, seats, missed, teller, rota, .. } = self;
         *missed = false;
-        for number in (self.next..seats.len()).chain(0..self.next) {
-            let seat = &mut seats[number];
+        for turn in 0..rota.begin(all) {
+            let number = rota.turn(turn);
+            let Some(seat) = seats.get_mut(number) else { continue };
             let held = held.as_mut().and_then(|held| held.get_mut(number));
-            match seat.serve(shared, now, held) {
-                Served::Nothing => {}
+            let served = seat.serve(shared, now, all, held);
+            rota.note(number, served != Served::Nothing);
+            match served {
+                Served::Nothing | Served::Waiting => {}
                 Served::Something => busy = true,
                 Served::Missed => *missed = true,
                 Served::Panicked(event) => teller.of(seat.guest.vmid()).tell(event),
                 Served::Left => left = true,
             }
         }
-        self.next = if self.next + 1 < self.seats.len() { self.next + 1 } else { 0 };
+        rota.end(None);
+        self.busy = busy;
         self.each_host(Submission::hand_over);
         if left {
             // What is held has other places from now on.
@@ -232,7 +245,7 @@ impl<H: HostQueue> Worker<H> {
             // Whoever waits may have gone.
             let _ = seat.leaving.take().map(|told| told.send(()));
         }
-        self.next = 0;
+        self.rota.resize(self.seats.len());
     }
 }
 

@@ -29,8 +29,10 @@ pub(super) struct Seat<H> {
 /// What came of serving a guest.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Served {
-    /// There was nothing to do.
+    /// There was nothing to do, and there has not been for a while.
     Nothing,
+    /// There was nothing to do, but soon there may be.
+    Waiting,
     /// There was.
     Something,
     /// Its VMM is busy with it.
@@ -47,11 +49,12 @@ impl<H: HostQueue> Seat<H> {
         Self { guest, own, allowance, keys: Vec::new(), leaving: None, left: false }
     }
 
-    /// One visit. With a place for it, the state stays locked for the next one.
+    /// One visit, to all of its queues or those whose turn it is. With a place for it, the state stays locked for the next one.
     pub fn serve(
         &mut self,
         shared: &mut Option<Submission<H>>,
         now: Duration,
+        all: bool,
         mut held: Option<&mut Option<Held>>,
     ) -> Served {
         let Self { guest, own, allowance, leaving, left, .. } = self;
@@ -61,19 +64,30 @@ impl<H: HostQueue> Seat<H> {
         // What a panic leaves half done is the queue that was being served, which is not looked at again.
         let served = catch_unwind(AssertUnwindSafe(|| {
             guest.with_state(held.as_deref_mut(), |state| {
-                if leaves { state.leave(to) } else { (state.serve(to, allowance), false) }
+                if !leaves {
+                    let busy = state.serve(to, allowance, all);
+                    return if busy {
+                        Served::Something
+                    } else if state.is_quiet() {
+                        Served::Nothing
+                    } else {
+                        Served::Waiting
+                    };
+                }
+                match state.leave(to) {
+                    (_, true) => Served::Left,
+                    (true, false) => Served::Something,
+                    (false, false) => Served::Waiting,
+                }
             })
         }));
         match served {
             Ok(None) => Served::Missed,
-            Ok(Some((_, true))) => {
-                *left = true;
-                Served::Left
-            }
-            Ok(Some((busy, false))) => {
-                // What was denied for want of credit gets some in the next sweep; for a limit it takes a while.
-                let again = allowance.denied && allowance.wait().is_zero();
-                if busy || again { Served::Something } else { Served::Nothing }
+            // What was denied for want of credit gets some in the next sweep; for a limit it takes a while.
+            Ok(Some(_)) if allowance.denied && allowance.wait().is_zero() => Served::Something,
+            Ok(Some(served)) => {
+                *left = served == Served::Left;
+                served
             }
             Err(panic) => {
                 let queue = guest.quarantine(held);

@@ -1,0 +1,164 @@
+//! Which of many to look at: those that had something to do lately in every sweep, the others a few at a time.
+//!
+//! A look at an idle queue costs a load that is in nobody's way, but of hundreds there is one too many for the busy one beside
+//! them. Whoever has had nothing for a while is looked at in turn with others like it; if nobody has anything, all are looked at.
+
+/// Sweeps without anything to do after which one counts as quiet.
+const PATIENCE: u8 = 64;
+/// Quiet ones that are looked at in a sweep, beside those that are not.
+const SLICE: usize = 4;
+
+/// The numbers from 0 to `len`, as they are to be visited.
+#[derive(Debug, Default)]
+pub(crate) struct Rota {
+    /// Sweeps without anything to do, by number.
+    quiet_for: Vec<u8>,
+    /// Those that are not quiet, in the order of their turns.
+    lively: Vec<usize>,
+    /// The quiet one whose turn is next.
+    next: usize,
+    /// This sweep.
+    turns: Vec<usize>,
+}
+
+impl Rota {
+    /// `len` numbers, none of them quiet. All memory is there afterwards.
+    pub fn new(len: usize) -> Self {
+        let mut rota = Self::default();
+        rota.resize(len);
+        rota
+    }
+
+    /// From now on there are `len` numbers, which may mean others than before.
+    pub fn resize(&mut self, len: usize) {
+        *self = Self {
+            quiet_for: vec![0; len],
+            lively: (0..len).collect(),
+            next: 0,
+            turns: Vec::with_capacity(len),
+        };
+    }
+
+    /// A new sweep, over all or those whose turn it is; says how many turns it has.
+    pub fn begin(&mut self, all: bool) -> usize {
+        let Self { quiet_for, lively, next, turns } = self;
+        turns.clear();
+        turns.extend_from_slice(lively);
+        let len = quiet_for.len();
+        let looks = if all || lively.is_empty() { len } else { SLICE.min(len - lively.len()) };
+        for _ in 0..looks {
+            let number = *next;
+            *next = if number + 1 == len { 0 } else { number + 1 };
+            if quiet_for[number] >= PATIENCE {
+                turns.push(number);
+            }
+        }
+        turns.len()
+    }
+
+    /// Whose turn it is.
+    pub fn turn(&self, turn: usize) -> usize {
+        self.turns.get(turn).copied().unwrap_or(0)
+    }
+
+    /// Whether the one whose turn it was has something to do, or waits for something.
+    pub fn note(&mut self, number: usize, lively: bool) {
+        let Some(quiet_for) = self.quiet_for.get_mut(number) else { return };
+        if !lively {
+            *quiet_for = quiet_for.saturating_add(1);
+        } else {
+            if *quiet_for >= PATIENCE {
+                self.lively.push(number);
+            }
+            *quiet_for = 0;
+        }
+    }
+
+    /// Whether nobody has had anything for a while.
+    pub fn is_quiet(&self) -> bool {
+        self.lively.is_empty()
+    }
+
+    /// The end of the sweep. Another one is the first in the next: whoever was denied something, else the second.
+    pub fn end(&mut self, denied: Option<usize>) {
+        let Self { quiet_for, lively, .. } = self;
+        lively.retain(|number| quiet_for[*number] < PATIENCE);
+        let first = match denied {
+            Some(denied) => lively.iter().position(|number| *number == denied).unwrap_or(0),
+            None => usize::from(lively.len() > 1),
+        };
+        if first > 0 {
+            lively.rotate_left(first);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PATIENCE, Rota, SLICE};
+
+    /// One sweep in which `lively` have something to do: who was looked at.
+    fn sweep(rota: &mut Rota, lively: &[usize]) -> Vec<usize> {
+        let turns = rota.begin(false);
+        let seen: Vec<_> = (0..turns).map(|turn| rota.turn(turn)).collect();
+        seen.iter().for_each(|number| rota.note(*number, lively.contains(number)));
+        rota.end(None);
+        seen
+    }
+
+    fn sorted(mut numbers: Vec<usize>) -> Vec<usize> {
+        numbers.sort_unstable();
+        numbers
+    }
+
+    #[test]
+    fn all_are_looked_at_until_they_have_been_quiet_for_a_while_and_each_is_the_first_in_turn() {
+        let mut rota = Rota::new(3);
+        let firsts: Vec<_> = (0..6).map(|_| sweep(&mut rota, &[0, 1, 2])[0]).collect();
+        assert_eq!(firsts, [0, 1, 2, 0, 1, 2]);
+        for _ in 0..PATIENCE {
+            assert_eq!(sorted(sweep(&mut rota, &[1])), [0, 1, 2]);
+        }
+    }
+
+    #[test]
+    fn beside_a_lively_one_each_quiet_one_is_looked_at_in_its_turn() {
+        const ALL: usize = 256;
+        let mut rota = Rota::new(ALL);
+        (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[7])));
+        let mut seen = vec![0; ALL];
+        for _ in 0..ALL / SLICE {
+            let turns = sweep(&mut rota, &[7]);
+            assert!(turns.len() <= 1 + SLICE && turns[0] == 7);
+            turns.into_iter().for_each(|number| seen[number] += 1);
+        }
+        assert_eq!(seen[7], ALL / SLICE);
+        assert!(seen.iter().enumerate().all(|(number, n)| number == 7 || *n == 1));
+    }
+
+    #[test]
+    fn a_quiet_one_that_has_something_is_lively_again() {
+        let mut rota = Rota::new(100);
+        (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[7])));
+        while !sweep(&mut rota, &[7, 50]).contains(&50) {}
+        (0..10).for_each(|_| assert!(sweep(&mut rota, &[7, 50]).contains(&50)));
+    }
+
+    #[test]
+    fn if_nobody_has_anything_all_are_looked_at() {
+        let mut rota = Rota::new(100);
+        (0..2 * PATIENCE).for_each(|_| drop(sweep(&mut rota, &[])));
+        assert_eq!(sorted(sweep(&mut rota, &[])), (0..100).collect::<Vec<_>>());
+        let turns = rota.begin(true);
+        assert_eq!(turns, 100);
+    }
+
+    #[test]
+    fn whoever_was_denied_is_the_first_next_time() {
+        let mut rota = Rota::new(4);
+        let _ = rota.begin(false);
+        (0..4).for_each(|number| rota.note(number, true));
+        rota.end(Some(2));
+        assert_eq!(sweep(&mut rota, &[0, 1, 2, 3]), [2, 3, 0, 1]);
+    }
+}
