@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Release;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ecmdq_bench::{Machine, Registers};
 use ecmdq_engine::host::{HostSmmu, NativeRing};
-use ecmdq_engine::registers::{CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0, CR0_CMDQEN};
+use ecmdq_engine::registers::{CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0, CR0_CMDQEN, ECMDQ_BASE, ECMDQ_PROD};
 use ecmdq_engine::{Features, Worker};
 use ecmdq_ring::{Consumer, Entry, Index, Producer, QueueSize, SharedQueue, SharedRegion};
 
@@ -35,10 +35,30 @@ struct Engine {
 
 impl Engine {
     fn new() -> Self {
+        Self::beside(0, 0)
+    }
+
+    /// Beside idle guests, each with so many idle ECMDQs and a CMDQ.
+    fn beside(guests: u16, ecmdqs_log2: u8) -> Self {
         let machine = Machine::new(0, Features::default(), &[]).expect("memory");
         let (native, host) = NativeRing::with_consumer(LOG2).expect("memory");
         let mut worker = Worker::new(native);
         worker.attach(machine.smmu.clone());
+        for number in 1..=guests {
+            let idle = Machine::new(number, Features::default().with_ecmdqs(0, ecmdqs_log2), &[]);
+            let idle = idle.expect("memory");
+            let Registers::Trapped(smmu, control) = &idle.registers else { panic!("ECMDQs are mapped") };
+            for queue in 0..1 << ecmdqs_log2 {
+                let at = queue * (0x1_0000 >> ecmdqs_log2);
+                control.store_u64(at + ECMDQ_BASE, Machine::RAM_BASE.0 | 4, Release);
+                control.store_u32(at + ECMDQ_PROD, 1 << 31, Release);
+            }
+            worker.attach(smmu.clone());
+        }
+        // All is enabled, and has been quiet for a while.
+        (0..1000).for_each(|_| {
+            worker.poll();
+        });
         let size = QueueSize::capped(LOG2, QueueSize::MAX);
         let ring = machine.region(Machine::RAM_BASE, size.bytes()).expect("it fits");
         let Registers::Memory(registers) = &machine.registers else {
@@ -114,5 +134,18 @@ fn path(criterion: &mut Criterion) {
     benches.finish();
 }
 
-criterion_group!(benches, path);
+/// 64 commands beside queues that are idle.
+fn beside(criterion: &mut Criterion) {
+    let mut benches = criterion.benchmark_group("beside");
+    let commands = group(64);
+    benches.throughput(Throughput::Elements(64));
+    let all = [("nothing", 0, 0), ("256 queues of a guest", 1, 8), ("256 guests", 256, 0)];
+    for (name, guests, ecmdqs_log2) in all {
+        let mut engine = Engine::beside(guests, ecmdqs_log2);
+        benches.bench_function(name, |b| b.iter(|| engine.round(&commands)));
+    }
+    benches.finish();
+}
+
+criterion_group!(benches, path, beside);
 criterion_main!(benches);

@@ -6,10 +6,12 @@
 //! * [`Traffic`]: what it sends: a built-in mix, or a recorded stream.
 //! * [`Verifier`]: compares what the host received with what the guests sent, by rules of its own.
 //! * [`Session`]: guests, a worker and a host on threads of their own.
+//! * [`idle`](idle()): what a worker costs that has nothing to do, and how long it takes to wake.
 //! * [`LiveModel`]: guests and workers in front of a model SMMU, whose caches the guests fill and look at.
 
 mod cached;
 mod driver;
+mod idle;
 mod live_model;
 mod machine;
 mod registers;
@@ -19,6 +21,7 @@ mod traffic;
 mod verify;
 
 pub use driver::{Driver, DriverError, Sync};
+pub use idle::{IDLE_QUEUES, IdleReport, idle};
 pub use live_model::{CachesReport, LiveModel};
 pub use machine::Machine;
 pub use registers::Registers;

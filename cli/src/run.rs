@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use ecmdq_bench::{
-    CachesReport, GuestReport, LiveModel, Mismatch, QueueKind, Report, Session, Settings, TraceError,
-    Traffic, Verdict,
+    CachesReport, GuestReport, IDLE_QUEUES, IdleReport, LiveModel, Mismatch, QueueKind, Report, Session,
+    Settings, TraceError, Traffic, Verdict,
 };
-use ecmdq_engine::StatsReader;
+use ecmdq_engine::{SleeperKind, StatsReader};
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use thiserror::Error;
 
@@ -41,6 +41,21 @@ pub struct Options {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     verify: bool,
+    /// Send nothing: measure for so long what a worker with 256 idle queues costs, then how long it takes to wake, and what being
+    /// able to sleep costs.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds,
+          conflicts_with_all = ["guests", "queue", "queues", "seconds", "replay", "host", "verify"])]
+    idle: Option<f64>,
+    /// With `--idle`: what the worker sleeps on, in place of what it chooses.
+    #[arg(long, value_enum, requires = "idle")]
+    sleeper: Option<Sleeper>,
+}
+
+/// What a worker sleeps on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Sleeper {
+    IoUring,
+    Epoll,
 }
 
 /// Which of its queues a guest uses.
@@ -87,6 +102,14 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 /// Runs the main job. The exit status is 1 if anything was lost, duplicated or wrong.
 pub fn run(options: &Options) -> Result<ExitCode, Error> {
+    if let Some(seconds) = options.idle {
+        let sleeper = options.sleeper.map(|sleeper| match sleeper {
+            Sleeper::IoUring => SleeperKind::IoUring,
+            Sleeper::Epoll => SleeperKind::Epoll,
+        });
+        print_idle(&ecmdq_bench::idle(Duration::from_secs_f64(seconds), sleeper)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let Options { guests, queue, queues, .. } = *options;
     if queue == Queue::Cmdq && queues > 1 {
         return Err(Error::OneCmdq(queues));
@@ -155,6 +178,40 @@ fn show_progress(readers: &[StatsReader], seconds: f64, done: impl Fn() -> bool)
         thread::sleep(Duration::from_millis(50));
     }
     bar.finish_and_clear();
+}
+
+fn print_idle(report: &IdleReport) {
+    let IdleReport { time, processor, sleeper, sleeps, wake_ns, bare_ns, adaptive, spinning } = report;
+    println!(
+        "{IDLE_QUEUES} idle queues, {:.1} s, on {}",
+        time.as_secs_f64(),
+        match sleeper {
+            Some(SleeperKind::IoUring) => "io_uring",
+            Some(SleeperKind::Epoll) => "epoll",
+            None => "nothing",
+        }
+    );
+    match processor {
+        Some(processor) => {
+            println!("  processor time {:.3} ms, slept {sleeps} times", processor.as_secs_f64() * 1e3)
+        }
+        None => println!("  processor time is not told by this system, slept {sleeps} times"),
+    }
+    println!("wake-up, {} times{:>17} {:>10} {:>10}", wake_ns.len(), "p50", "p99", "max");
+    for (name, times) in [("doorbell to command taken", wake_ns), ("bare eventfd", bare_ns)] {
+        let at = |quantile| micros(times.value_at_quantile(quantile));
+        println!("  {name:<27}{:>10} {:>10} {:>10}", at(0.5), at(0.99), at(1.0));
+    }
+    let ratio = |quantile| {
+        wake_ns.value_at_quantile(quantile) as f64 / bare_ns.value_at_quantile(quantile).max(1) as f64
+    };
+    println!("  {:<27}{:>10.2} {:>10.2}", "ratio", ratio(0.5), ratio(0.99));
+    println!(
+        "one busy queue: {} commands/s, {} if the worker never sleeps: {:+.1} %",
+        count(*adaptive as u64),
+        count(*spinning as u64),
+        (adaptive / spinning - 1.0) * 100.0
+    );
 }
 
 fn print(report: &Report) {
