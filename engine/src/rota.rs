@@ -5,47 +5,56 @@
 
 /// Sweeps without anything to do after which one counts as quiet.
 const PATIENCE: u8 = 64;
-/// Quiet ones that are looked at in a sweep, beside those that are not.
-const SLICE: usize = 4;
+/// Every so many sweeps quiet ones are looked at, beside those that are not.
+const EVERY: u32 = 16;
 
 /// The numbers from 0 to `len`, as they are to be visited.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Rota {
+    /// How many quiet ones are looked at in one of these sweeps.
+    slice: usize,
     /// Sweeps without anything to do, by number.
     quiet_for: Vec<u8>,
     /// Those that are not quiet, in the order of their turns.
     lively: Vec<usize>,
     /// The quiet one whose turn is next.
     next: usize,
+    sweeps: u32,
     /// This sweep.
     turns: Vec<usize>,
 }
 
 impl Rota {
     /// `len` numbers, none of them quiet. All memory is there afterwards.
-    pub fn new(len: usize) -> Self {
-        let mut rota = Self::default();
-        rota.resize(len);
-        rota
+    pub fn new(len: usize, slice: usize) -> Self {
+        Self {
+            slice,
+            quiet_for: vec![0; len],
+            lively: (0..len).collect(),
+            next: 0,
+            sweeps: 0,
+            turns: Vec::with_capacity(len),
+        }
     }
 
     /// From now on there are `len` numbers, which may mean others than before.
     pub fn resize(&mut self, len: usize) {
-        *self = Self {
-            quiet_for: vec![0; len],
-            lively: (0..len).collect(),
-            next: 0,
-            turns: Vec::with_capacity(len),
-        };
+        *self = Self::new(len, self.slice);
     }
 
-    /// A new sweep, over all or those whose turn it is; says how many turns it has.
+    /// A new sweep, over all or those whose turn it is; says how many turns it has. Where none is lively, four slices are looked at.
     pub fn begin(&mut self, all: bool) -> usize {
-        let Self { quiet_for, lively, next, turns } = self;
+        let Self { slice, quiet_for, lively, next, sweeps, turns } = self;
         turns.clear();
         turns.extend_from_slice(lively);
+        *sweeps = sweeps.wrapping_add(1);
         let len = quiet_for.len();
-        let looks = if all || lively.is_empty() { len } else { SLICE.min(len - lively.len()) };
+        let looks = match () {
+            () if all => len,
+            () if lively.is_empty() => len.min(4 * *slice),
+            () if sweeps.is_multiple_of(EVERY) => len.min(*slice),
+            () => 0,
+        };
         for _ in 0..looks {
             let number = *next;
             *next = if number + 1 == len { 0 } else { number + 1 };
@@ -95,7 +104,9 @@ impl Rota {
 
 #[cfg(test)]
 mod tests {
-    use super::{PATIENCE, Rota, SLICE};
+    use super::{EVERY, PATIENCE, Rota};
+
+    const SLICE: usize = 4;
 
     /// One sweep in which `lively` have something to do: who was looked at.
     fn sweep(rota: &mut Rota, lively: &[usize]) -> Vec<usize> {
@@ -113,7 +124,7 @@ mod tests {
 
     #[test]
     fn all_are_looked_at_until_they_have_been_quiet_for_a_while_and_each_is_the_first_in_turn() {
-        let mut rota = Rota::new(3);
+        let mut rota = Rota::new(3, SLICE);
         let firsts: Vec<_> = (0..6).map(|_| sweep(&mut rota, &[0, 1, 2])[0]).collect();
         assert_eq!(firsts, [0, 1, 2, 0, 1, 2]);
         for _ in 0..PATIENCE {
@@ -124,38 +135,41 @@ mod tests {
     #[test]
     fn beside_a_lively_one_each_quiet_one_is_looked_at_in_its_turn() {
         const ALL: usize = 256;
-        let mut rota = Rota::new(ALL);
+        let mut rota = Rota::new(ALL, SLICE);
         (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[7])));
         let mut seen = vec![0; ALL];
-        for _ in 0..ALL / SLICE {
+        let sweeps = ALL / SLICE * EVERY as usize;
+        for _ in 0..sweeps {
             let turns = sweep(&mut rota, &[7]);
             assert!(turns.len() <= 1 + SLICE && turns[0] == 7);
             turns.into_iter().for_each(|number| seen[number] += 1);
         }
-        assert_eq!(seen[7], ALL / SLICE);
+        assert_eq!(seen[7], sweeps);
         assert!(seen.iter().enumerate().all(|(number, n)| number == 7 || *n == 1));
     }
 
     #[test]
     fn a_quiet_one_that_has_something_is_lively_again() {
-        let mut rota = Rota::new(100);
+        let mut rota = Rota::new(100, SLICE);
         (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[7])));
         while !sweep(&mut rota, &[7, 50]).contains(&50) {}
         (0..10).for_each(|_| assert!(sweep(&mut rota, &[7, 50]).contains(&50)));
     }
 
     #[test]
-    fn if_nobody_has_anything_all_are_looked_at() {
-        let mut rota = Rota::new(100);
-        (0..2 * PATIENCE).for_each(|_| drop(sweep(&mut rota, &[])));
-        assert_eq!(sorted(sweep(&mut rota, &[])), (0..100).collect::<Vec<_>>());
-        let turns = rota.begin(true);
-        assert_eq!(turns, 100);
+    fn if_nobody_has_anything_more_are_looked_at_and_all_if_wanted() {
+        let mut rota = Rota::new(100, SLICE);
+        (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[])));
+        assert!(rota.is_quiet());
+        // Sixteen at a time, each as often as any other.
+        let turns: Vec<_> = (0..25).flat_map(|_| sweep(&mut rota, &[])).collect();
+        assert_eq!(sorted(turns), (0..100).flat_map(|number| [number; 4]).collect::<Vec<_>>());
+        assert_eq!(rota.begin(true), 100);
     }
 
     #[test]
     fn whoever_was_denied_is_the_first_next_time() {
-        let mut rota = Rota::new(4);
+        let mut rota = Rota::new(4, SLICE);
         let _ = rota.begin(false);
         (0..4).for_each(|number| rota.note(number, true));
         rota.end(Some(2));

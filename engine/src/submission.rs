@@ -67,7 +67,7 @@ impl<H: HostQueue> Submission<H> {
     }
 
     /// Looks at what the host has completed, up to the next failure. Every guest must have been told of the last one.
-    pub fn look(&mut self) {
+    fn look(&mut self) {
         self.failed = None;
         if self.gone {
             self.fail_next();
@@ -171,9 +171,12 @@ impl<H: HostQueue> Submission<H> {
         }
     }
 
-    /// A new sweep. While a ticket is due that cannot be asked for, what it must cover gets out before more is taken: else
-    /// a flood from one guest could put off another's CMD_SYNC for ever.
-    pub fn begin(&mut self) {
+    /// A new sweep; `look` at what the host has completed, too. While a ticket is due that cannot be asked for, what it must cover
+    /// gets out before more is taken: else a flood from one guest could put off another's CMD_SYNC for ever.
+    pub fn begin(&mut self, look: bool) {
+        if look {
+            self.look();
+        }
         self.hand_over();
         self.blocked = self.due;
     }

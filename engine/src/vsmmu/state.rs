@@ -27,6 +27,9 @@ use crate::submission::Submission;
 use crate::token::{Outcome, Token, Tokens};
 use crate::worker::{Allowance, EventKind, Teller};
 
+/// Quiet queues that are looked at now and then, beside those that are not.
+const QUEUES: usize = 16;
+
 /// Called by the worker with what the guest asks of the VMM. It must not wait.
 pub type OnRequest = Box<dyn FnMut(Request, Token) + Send>;
 
@@ -126,7 +129,7 @@ impl State {
             irq_ctrl: 0,
             errors: Toggle::default(),
             slots,
-            rota: Rota::new(queues),
+            rota: Rota::new(queues, QUEUES),
             tokens: Tokens::new(queues + 2, bell.clone()),
             bell,
             paused: false,

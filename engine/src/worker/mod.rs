@@ -30,6 +30,9 @@ pub use idle::{Idle, Nap};
 pub(crate) use share::{Allowance, cost};
 pub use share::{RateLimit, Share};
 
+/// Quiet guests that are looked at now and then, beside those that are not.
+const GUESTS: usize = 1;
+
 /// Events that wait for the VMM.
 const EVENTS: usize = 256;
 
@@ -75,7 +78,7 @@ impl<H: HostQueue> Worker<H> {
         Self {
             shared,
             seats: Vec::new(),
-            rota: Rota::default(),
+            rota: Rota::new(0, GUESTS),
             busy: false,
             missed: false,
             stopped: false,
@@ -169,54 +172,40 @@ impl<H: HostQueue> Worker<H> {
             held.resize_with(self.seats.len(), || None);
         }
         let now = if self.limited > 0 { self.start.elapsed() } else { Duration::ZERO };
-        // A failure stays until every guest has been told.
-        if !self.missed {
-            self.each_host(Submission::look);
-        }
-        self.each_host(Submission::begin);
-        let (mut busy, mut left) = (false, false);
-        // While there is nothing to do a look at everything costs nobody anything; and a failure must be told to everybody.
-        let all = !self.busy || self.hosts().any(|host| host.failed().is_some());
         let Self { shared, seats, missed, teller, rota, .. } = self;
+        if let Some(host) = shared {
+            // A failure stays until every guest has been told.
+            let look = !*missed;
+            guarded(host, teller, |host| host.begin(look));
+        }
         *missed = false;
+        // While there is nothing to do a look at everything costs nobody anything; and a failure must be told to everybody.
+        let all = !self.busy || shared.as_ref().is_some_and(|host| host.failed().is_some());
+        let (mut busy, mut left) = (false, false);
         for turn in 0..rota.begin(all) {
             let number = rota.turn(turn);
             let Some(seat) = seats.get_mut(number) else { continue };
             let held = held.as_mut().and_then(|held| held.get_mut(number));
-            let served = seat.serve(shared, now, all, held);
+            let served = seat.serve(shared, now, all, held, teller);
             rota.note(number, served != Served::Nothing);
             match served {
                 Served::Nothing | Served::Waiting => {}
                 Served::Something => busy = true,
                 Served::Missed => *missed = true,
-                Served::Panicked(event) => teller.of(seat.guest.vmid()).tell(event),
                 Served::Left => left = true,
             }
         }
         rota.end(None);
         self.busy = busy;
-        self.each_host(Submission::hand_over);
+        if let Some(host) = shared {
+            guarded(host, teller, Submission::hand_over);
+        }
         if left {
             // What is held has other places from now on.
             held.map(Vec::clear);
             self.part();
         }
         busy
-    }
-
-    /// Does something with each host queue. One that panics counts as gone.
-    fn each_host(&mut self, f: impl Fn(&mut Submission<H>)) {
-        let Self { shared, seats, teller, .. } = self;
-        for host in shared.iter_mut().chain(seats.iter_mut().filter_map(|seat| seat.own.as_mut())) {
-            // What a panic leaves half done is not used any more.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(host))) {
-                host.give_up();
-                teller.tell(EventKind::Quarantined { queue: None, message: seat::message(&*panic) });
-            }
-            if let Some(failure) = host.take_news() {
-                teller.tell(EventKind::HostFailed(failure));
-            }
-        }
     }
 
     fn follow_orders(&mut self) {
@@ -246,6 +235,17 @@ impl<H: HostQueue> Worker<H> {
             let _ = seat.leaving.take().map(|told| told.send(()));
         }
         self.rota.resize(self.seats.len());
+    }
+}
+
+/// Does something with a host queue. One that panics counts as gone: what that leaves half done is not used any more.
+fn guarded<H: HostQueue>(host: &mut Submission<H>, teller: &mut Teller, f: impl FnOnce(&mut Submission<H>)) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(host))) {
+        host.give_up();
+        teller.tell(EventKind::Quarantined { queue: None, message: seat::message(&*panic) });
+    }
+    if let Some(failure) = host.take_news() {
+        teller.tell(EventKind::HostFailed(failure));
     }
 }
 

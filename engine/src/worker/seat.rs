@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use crossbeam::channel::Sender;
 
-use super::events::EventKind;
+use super::events::{EventKind, Teller};
+use super::guarded;
 use super::share::{Allowance, Share};
 use crate::host::HostQueue;
 use crate::submission::Submission;
@@ -24,6 +25,8 @@ pub(super) struct Seat<H> {
     /// Told when it has left.
     pub leaving: Option<Sender<()>>,
     pub left: bool,
+    /// Its VMM was busy with it in the last sweep: what its own host queue said then it has not been told.
+    missed: bool,
 }
 
 /// What came of serving a guest.
@@ -37,8 +40,6 @@ pub(super) enum Served {
     Something,
     /// Its VMM is busy with it.
     Missed,
-    /// It panicked.
-    Panicked(EventKind),
     /// All that was taken from it has been synchronised, and it goes.
     Left,
 }
@@ -46,7 +47,7 @@ pub(super) enum Served {
 impl<H: HostQueue> Seat<H> {
     pub fn new(guest: VirtualSmmu, own: Option<H>, share: Share) -> Self {
         let (own, allowance) = (own.map(Submission::new), Allowance::new(share));
-        Self { guest, own, allowance, keys: Vec::new(), leaving: None, left: false }
+        Self { guest, own, allowance, keys: Vec::new(), leaving: None, left: false, missed: false }
     }
 
     /// One visit, to all of its queues or those whose turn it is. With a place for it, the state stays locked for the next one.
@@ -55,9 +56,33 @@ impl<H: HostQueue> Seat<H> {
         shared: &mut Option<Submission<H>>,
         now: Duration,
         all: bool,
-        mut held: Option<&mut Option<Held>>,
+        held: Option<&mut Option<Held>>,
+        teller: &mut Teller,
     ) -> Served {
-        let Self { guest, own, allowance, leaving, left, .. } = self;
+        let look = !self.missed;
+        if let Some(own) = &mut self.own {
+            guarded(own, teller, |own| own.begin(look));
+        }
+        let mut served = self.serve_guest(shared, now, all, held, teller);
+        (self.missed, self.left) = (served == Served::Missed, served == Served::Left);
+        if let Some(own) = &mut self.own {
+            guarded(own, teller, Submission::hand_over);
+            if served == Served::Nothing && own.is_outstanding() {
+                served = Served::Waiting;
+            }
+        }
+        served
+    }
+
+    fn serve_guest(
+        &mut self,
+        shared: &mut Option<Submission<H>>,
+        now: Duration,
+        all: bool,
+        mut held: Option<&mut Option<Held>>,
+        teller: &Teller,
+    ) -> Served {
+        let Self { guest, own, allowance, leaving, .. } = self;
         let Some(to) = own.as_mut().or(shared.as_mut()) else { return Served::Nothing };
         allowance.begin(now);
         let leaves = leaving.is_some();
@@ -66,12 +91,10 @@ impl<H: HostQueue> Seat<H> {
             guest.with_state(held.as_deref_mut(), |state| {
                 if !leaves {
                     let busy = state.serve(to, allowance, all);
-                    return if busy {
-                        Served::Something
-                    } else if state.is_quiet() {
-                        Served::Nothing
-                    } else {
-                        Served::Waiting
+                    return match () {
+                        () if busy => Served::Something,
+                        () if state.is_quiet() => Served::Nothing,
+                        () => Served::Waiting,
                     };
                 }
                 match state.leave(to) {
@@ -85,13 +108,12 @@ impl<H: HostQueue> Seat<H> {
             Ok(None) => Served::Missed,
             // What was denied for want of credit gets some in the next sweep; for a limit it takes a while.
             Ok(Some(_)) if allowance.denied && allowance.wait().is_zero() => Served::Something,
-            Ok(Some(served)) => {
-                *left = served == Served::Left;
-                served
-            }
+            Ok(Some(served)) => served,
             Err(panic) => {
                 let queue = guest.quarantine(held);
-                Served::Panicked(EventKind::Quarantined { queue, message: message(&*panic) })
+                let event = EventKind::Quarantined { queue, message: message(&*panic) };
+                teller.of(guest.vmid()).tell(event);
+                Served::Something
             }
         }
     }
