@@ -10,12 +10,12 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub(super) struct Epoll {
     fd: Descriptor,
-    events: [EpollEvent; 64],
+    events: Vec<EpollEvent>,
 }
 
 impl Epoll {
     pub fn new() -> io::Result<Self> {
-        Ok(Self { fd: Descriptor::new()?, events: [EpollEvent::default(); 64] })
+        Ok(Self { fd: Descriptor::new()?, events: vec![EpollEvent::default(); 64] })
     }
 
     pub fn add(&mut self, eventfd: &EventFd) -> io::Result<()> {

@@ -37,7 +37,7 @@ pub(crate) struct Sleeper {
 
 #[derive(Debug)]
 enum Backend {
-    Uring(Uring),
+    Uring(Box<Uring>),
     Epoll(Epoll),
 }
 
@@ -45,10 +45,10 @@ impl Sleeper {
     /// Of the kind that is asked for; else io_uring, or epoll if that cannot be had.
     pub fn new(kind: Option<SleeperKind>) -> io::Result<Self> {
         let backend = match kind {
-            Some(SleeperKind::IoUring) => Backend::Uring(Uring::new()?),
+            Some(SleeperKind::IoUring) => Backend::Uring(Box::new(Uring::new()?)),
             Some(SleeperKind::Epoll) => Backend::Epoll(Epoll::new()?),
             None => match Uring::new() {
-                Ok(uring) => Backend::Uring(uring),
+                Ok(uring) => Backend::Uring(Box::new(uring)),
                 Err(error) => {
                     log::info!("workers sleep on epoll, since io_uring cannot be had: {error}");
                     Backend::Epoll(Epoll::new()?)

@@ -137,7 +137,7 @@ impl VirtualSmmu {
     /// meanwhile may have had nothing to say, but the next doorbell no longer rings.
     pub(crate) fn watch(&self) -> Watch {
         let pages = &self.0.pages;
-        if pages.frame_traps && (pages.control_traps || pages.control.len() == 0) {
+        if pages.frame_traps && (pages.control_traps || pages.control.is_empty()) {
             return Watch::Rings;
         }
         let Some(writing) = self.0.writing.try_lock() else { return Watch::Busy };
