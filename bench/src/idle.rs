@@ -113,7 +113,7 @@ impl Guest {
         for queue in 0..IDLE_QUEUES {
             let GuestAddress(base) = Machine::RAM_BASE;
             let at = queue * (0x1_0000 >> QUEUES_LOG2);
-            control.store_u64(at + ECMDQ_BASE, base + RING * queue as u64 | u64::from(LOG2), Release);
+            control.store_u64(at + ECMDQ_BASE, (base + RING * queue as u64) | u64::from(LOG2), Release);
             control.store_u32(at + ECMDQ_PROD, EN, Release);
         }
         Ok(Self { machine, control, ring, doorbell, rings, prod: 0 })

@@ -145,7 +145,7 @@ pub fn serve(options: &Options) -> Result<ExitCode, Error> {
             backoff.snooze();
         }
     }
-    write_stats(options, &worker.guests().nth(0).unwrap(), &host)?;
+    write_stats(options, &worker.guests().next().unwrap(), &host)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -164,7 +164,7 @@ fn recover(guest: &mut Guest, worker: &mut Worker<Strict>) {
         poll_times(worker, 4);
         guest.enabled() && guest.read(CMDQ_CONS) == 2
     });
-    assert!(recovered, "CONS {:#x}, {:?}", guest.read(CMDQ_CONS), worker.guests().nth(0).unwrap());
+    assert!(recovered, "CONS {:#x}, {:?}", guest.read(CMDQ_CONS), worker.guests().next().unwrap());
 }
 
 #[derive(Clone, Debug)]

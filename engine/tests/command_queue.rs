@@ -237,7 +237,7 @@ fn the_statistics_count_what_happened() {
     assert_eq!((stats.commands, stats.syncs, stats.msis), (6, 2, 1));
     assert_eq!((stats.forwarded, stats.dropped, stats.requests, stats.rejected), (2, 1, 1, 1));
     assert_eq!((stats.aborts, stats.msi_aborts, stats.inconsistent), (0, 0, 0));
-    assert_eq!(machine.worker.guests().nth(0).unwrap().stats(), stats);
+    assert_eq!(machine.worker.guests().next().unwrap().stats(), stats);
 }
 
 #[test]

@@ -54,9 +54,9 @@ fn gerror_toggles_cmdq_err_alone() {
 #[test]
 fn the_engine_tells_which_command_failed_and_why() {
     let mut machine = Machine::with_queue(4);
-    assert_eq!(machine.worker.guests().nth(0).unwrap().last_rejected(), None);
+    assert_eq!(machine.worker.guests().next().unwrap().last_rejected(), None);
     machine.run(&[nh_asid(1), Command([0x10 | 1 << 8, 0])]);
-    let rejected = machine.worker.guests().nth(0).unwrap().last_rejected().unwrap();
+    let rejected = machine.worker.guests().next().unwrap().last_rejected().unwrap();
     assert_eq!(rejected.command, Command([0x110, 0]));
     assert_eq!(rejected.reason, Reason::Reserved([0x100, 0]));
 }

@@ -100,7 +100,7 @@ impl Vm {
     fn new(which: Which) -> Self {
         let space = Space::new();
         let machine = Machine::new(space.setup());
-        let smmu = machine.worker.guests().nth(0).unwrap().clone();
+        let smmu = machine.worker.guests().next().unwrap().clone();
         let ecmdq = machine.guest.ecmdq(0);
         let mut vm = Self { machine, space, smmu, which, ecmdq };
         match which {
@@ -278,7 +278,7 @@ fn a_cmd_sync_completes_though_the_memory_of_its_ring_has_gone() {
         rig.poll_times(2);
         assert_eq!(rig.host.syncs(), 1);
         space.remove_ring();
-        rig.worker.guests().nth(0).unwrap().memory_changed();
+        rig.worker.guests().next().unwrap().memory_changed();
         rig.host.finish(1);
         rig.poll_times(3);
         let cons = match which {
@@ -297,7 +297,7 @@ fn a_command_for_the_vmm_completes_though_the_memory_of_its_ring_has_gone() {
     machine.guest.write(CMDQ_PROD, 1);
     machine.settle();
     space.remove_ring();
-    machine.worker.guests().nth(0).unwrap().memory_changed();
+    machine.worker.guests().next().unwrap().memory_changed();
     vmm.complete();
     machine.settle();
     assert_eq!((machine.guest.cons(), machine.guest.active(), vmm.waiting()), (1, 0, 0));

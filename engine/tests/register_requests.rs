@@ -235,7 +235,7 @@ fn a_register_token_of_before_a_reset_has_no_effect() {
             machine.guest.write(register, value);
             machine.settle();
             let (_, old) = vmm.take();
-            machine.worker.guests().nth(0).unwrap().reset();
+            machine.worker.guests().next().unwrap().reset();
             machine.settle();
             machine.guest.write(register, value);
             machine.settle();

@@ -215,7 +215,7 @@ fn a_token_of_before_a_reset_has_no_effect() {
     for act in [Act::Complete, Act::Reject, Act::Drop] {
         let (mut machine, vmm) = waiting();
         let (_, old) = vmm.take();
-        machine.worker.guests().nth(0).unwrap().reset();
+        machine.worker.guests().next().unwrap().reset();
         machine.settle();
         machine.guest.start(4);
         machine.run(&[cfgi_ste(STREAM), nh_asid(3)]);
@@ -233,7 +233,7 @@ fn a_token_of_before_a_reset_has_no_effect() {
 fn a_token_that_is_given_back_while_nothing_waits_has_no_effect() {
     for act in [Act::Complete, Act::Reject, Act::Drop] {
         let (mut machine, vmm) = waiting();
-        machine.worker.guests().nth(0).unwrap().reset();
+        machine.worker.guests().next().unwrap().reset();
         act.on(vmm.take().1);
         machine.settle();
         machine.guest.start(4);
@@ -267,7 +267,7 @@ fn a_queue_that_was_disabled_while_it_waited_asks_again_and_ignores_the_old_toke
 #[test]
 fn a_token_may_be_given_back_while_the_smmu_is_paused() {
     let (mut machine, vmm) = waiting();
-    let smmu = machine.worker.guests().nth(0).unwrap().clone();
+    let smmu = machine.worker.guests().next().unwrap().clone();
     smmu.pause();
     vmm.complete();
     machine.settle();

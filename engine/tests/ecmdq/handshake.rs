@@ -205,7 +205,7 @@ fn a_reset_clears_everything_and_the_queue_can_be_started_anew() {
     on_a_queue(|mut machine, mut queue| {
         queue.send(&[nh_asid(1), illegal()]);
         machine.settle();
-        machine.worker.guests().nth(0).unwrap().reset();
+        machine.worker.guests().next().unwrap().reset();
         machine.settle();
         assert_eq!((queue.base_word(), queue.prod_word(), queue.cons_word()), (0, 0, 0));
         assert_eq!((machine.guest.read(GERROR), machine.guest.read(IDR6)), (0, 0x0002_0000));
@@ -225,7 +225,7 @@ fn a_cmd_sync_that_waits_while_the_smmu_is_reset_never_completes() {
         let (mut rig, [mut queue, _]) = late_host(direct);
         queue.send(&[nh_asid(1), sync_msi(WORD, 9)]);
         rig.poll_times(2);
-        rig.worker.guests().nth(0).unwrap().reset();
+        rig.worker.guests().next().unwrap().reset();
         rig.host.finish_all();
         rig.poll_times(3);
         assert_eq!((queue.cons_word(), rig.guests[0].u32_at(WORD)), (0, 0));

@@ -50,7 +50,7 @@ fn an_smmu_without_ecmdqs_shows_nothing_of_them() {
         let machine = Machine::new(Setup { direct, ..Setup::default() });
         let shown = [IDR6, 0x4000, 0x4008, 0x400c].map(|register| machine.guest.read(register));
         assert_eq!((machine.guest.read(IDR1), shown), (0x01e7_0010, [0; 4]));
-        assert_eq!(machine.worker.guests().nth(0).unwrap().control_pages().count(), 0);
+        assert_eq!(machine.worker.guests().next().unwrap().control_pages().count(), 0);
     }
 }
 
@@ -139,7 +139,7 @@ fn what_lies_between_the_queues_is_no_register() {
 #[test]
 fn each_page_is_reached_through_its_file_descriptor() {
     let mut machine = Machine::new(setup(true, 2, 1));
-    let smmu = machine.worker.guests().nth(0).unwrap().clone();
+    let smmu = machine.worker.guests().next().unwrap().clone();
     for (number, page) in smmu.control_pages().enumerate() {
         let file = File::from(page.fd.try_clone_to_owned().unwrap());
         let at = page.fd_offset + 0x8000;
@@ -159,7 +159,7 @@ fn each_page_is_reached_through_its_file_descriptor() {
 #[test]
 fn a_mapped_page_reads_by_a_trap_whatever_the_guest_wrote() {
     let machine = Machine::new(setup(true, 0, 0));
-    let smmu = machine.worker.guests().nth(0).unwrap().clone();
+    let smmu = machine.worker.guests().next().unwrap().clone();
     for bit in 0..32 {
         machine.guest.ecmdq(0).write_cons(1 << bit);
         let mut cons = [0; 4];
