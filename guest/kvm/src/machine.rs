@@ -157,12 +157,12 @@ impl Machine {
             };
             match exit {
                 VcpuExit::IoOut(DONE, _) => return Ok(Batch { exits, time: start.elapsed() }),
-                VcpuExit::MmioWrite(at, data) if at >= SMMU && at < KICK => {
+                VcpuExit::MmioWrite(at, data) if (SMMU..KICK).contains(&at) => {
                     self.smmu.mmio_write(at - SMMU, data);
                 }
                 // Nobody listens.
                 VcpuExit::MmioWrite(KICK, _) => {}
-                VcpuExit::MmioRead(at, data) if at >= SMMU && at < KICK => {
+                VcpuExit::MmioRead(at, data) if (SMMU..KICK).contains(&at) => {
                     self.smmu.mmio_read(at - SMMU, data);
                 }
                 VcpuExit::Intr => continue,
