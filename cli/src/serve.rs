@@ -131,7 +131,8 @@ pub fn serve(options: &Options) -> Result<ExitCode, Error> {
     let ram = map_ram(options)?;
     let (ring, mut host) = NativeRing::with_consumer(12).map_err(setup)?;
     let mut worker = Worker::new(ring);
-    worker.attach(virtual_smmu(options, ram)?);
+    let smmu = virtual_smmu(options, ram)?;
+    worker.attach(smmu.clone());
     if let Some(path) = &options.ready {
         File::create(path).map_err(|source| output("ready", path, source))?;
     }
@@ -145,7 +146,7 @@ pub fn serve(options: &Options) -> Result<ExitCode, Error> {
             backoff.snooze();
         }
     }
-    write_stats(options, &worker.guests().next().unwrap(), &host)?;
+    write_stats(options, &smmu, &host)?;
     Ok(ExitCode::SUCCESS)
 }
 
