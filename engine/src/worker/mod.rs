@@ -179,12 +179,16 @@ impl<H: HostQueue> Worker<H> {
         let all = !self.busy || self.hosts().any(|host| host.failed().is_some());
         let Self { shared, seats, missed, teller, rota, .. } = self;
         *missed = false;
+        let mut held_up = None;
         for turn in 0..rota.begin(all) {
             let number = rota.turn(turn);
             let Some(seat) = seats.get_mut(number) else { continue };
             let held = held.as_mut().and_then(|held| held.get_mut(number));
             let served = seat.serve(shared, now, all, held);
             rota.note(number, served != Served::Nothing);
+            if seat.allowance.held_up && seat.own.is_none() {
+                held_up.get_or_insert(number);
+            }
             match served {
                 Served::Nothing | Served::Waiting => {}
                 Served::Something => busy = true,
@@ -193,7 +197,7 @@ impl<H: HostQueue> Worker<H> {
                 Served::Left => left = true,
             }
         }
-        rota.end(None);
+        rota.end(held_up);
         self.busy = busy;
         self.each_host(Submission::hand_over);
         if left {
