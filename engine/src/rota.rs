@@ -5,8 +5,9 @@
 
 /// Sweeps without anything to do after which one counts as quiet.
 const PATIENCE: u8 = 64;
-/// Every so many sweeps quiet ones are looked at, beside those that are not.
-const EVERY: u32 = 16;
+/// After so many units of work for others quiet ones are looked at. A sweep counts as a few at least.
+const WORK: u64 = 512;
+const SWEEP: u64 = WORK / 16;
 
 /// The numbers from 0 to `len`, as they are to be visited.
 #[derive(Debug)]
@@ -19,7 +20,8 @@ pub(crate) struct Rota {
     lively: Vec<usize>,
     /// The quiet one whose turn is next.
     next: usize,
-    sweeps: u32,
+    /// Work that has been done since quiet ones were last looked at.
+    work: u64,
     /// This sweep.
     turns: Vec<usize>,
 }
@@ -32,7 +34,7 @@ impl Rota {
             quiet_for: vec![0; len],
             lively: (0..len).collect(),
             next: 0,
-            sweeps: 0,
+            work: 0,
             turns: Vec::with_capacity(len),
         }
     }
@@ -42,18 +44,20 @@ impl Rota {
         *self = Self::new(len, self.slice);
     }
 
-    /// A new sweep, over all or those whose turn it is; says how many turns it has. Where none is lively, four slices are looked at.
-    pub fn begin(&mut self, all: bool) -> usize {
-        let Self { slice, quiet_for, lively, next, sweeps, turns } = self;
+    /// A new sweep, over all or those whose turn it is, after so much work in the last one; says how many turns it has. Where none
+    /// is lively, four slices are looked at.
+    pub fn begin(&mut self, all: bool, work: u64) -> usize {
+        let Self { slice, quiet_for, lively, next, work: done, turns } = self;
         turns.clear();
         turns.extend_from_slice(lively);
-        *sweeps = sweeps.wrapping_add(1);
         let len = quiet_for.len();
+        *done += work.max(SWEEP);
+        let slices = (*done / WORK) as usize;
+        *done %= WORK;
         let looks = match () {
             () if all => len,
             () if lively.is_empty() => len.min(4 * *slice),
-            () if sweeps.is_multiple_of(EVERY) => len.min(*slice),
-            () => 0,
+            () => len.min(slices * *slice),
         };
         for _ in 0..looks {
             let number = *next;
@@ -104,13 +108,18 @@ impl Rota {
 
 #[cfg(test)]
 mod tests {
-    use super::{EVERY, PATIENCE, Rota};
+    use super::{PATIENCE, Rota, SWEEP, WORK};
 
     const SLICE: usize = 4;
 
-    /// One sweep in which `lively` have something to do: who was looked at.
+    /// One sweep in which `lively` have something to do, which is hardly any work: who was looked at.
     fn sweep(rota: &mut Rota, lively: &[usize]) -> Vec<usize> {
-        let turns = rota.begin(false);
+        after(rota, 1, lively)
+    }
+
+    /// The same after so much work.
+    fn after(rota: &mut Rota, work: u64, lively: &[usize]) -> Vec<usize> {
+        let turns = rota.begin(false, work);
         let seen: Vec<_> = (0..turns).map(|turn| rota.turn(turn)).collect();
         seen.iter().for_each(|number| rota.note(*number, lively.contains(number)));
         rota.end(None);
@@ -138,13 +147,15 @@ mod tests {
         let mut rota = Rota::new(ALL, SLICE);
         (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[7])));
         let mut seen = vec![0; ALL];
-        let sweeps = ALL / SLICE * EVERY as usize;
+        let sweeps = ALL / SLICE * (WORK / SWEEP) as usize;
         for _ in 0..sweeps {
             let turns = sweep(&mut rota, &[7]);
             assert!(turns.len() <= 1 + SLICE && turns[0] == 7);
             turns.into_iter().for_each(|number| seen[number] += 1);
         }
         assert_eq!(seen[7], sweeps);
+        // With more work for the lively one, the more often.
+        assert_eq!(after(&mut rota, 3 * WORK, &[7]).len(), 1 + 3 * SLICE);
         assert!(seen.iter().enumerate().all(|(number, n)| number == 7 || *n == 1));
     }
 
@@ -164,13 +175,13 @@ mod tests {
         // Sixteen at a time, each as often as any other.
         let turns: Vec<_> = (0..25).flat_map(|_| sweep(&mut rota, &[])).collect();
         assert_eq!(sorted(turns), (0..100).flat_map(|number| [number; 4]).collect::<Vec<_>>());
-        assert_eq!(rota.begin(true), 100);
+        assert_eq!(rota.begin(true, 0), 100);
     }
 
     #[test]
     fn whoever_was_denied_is_the_first_next_time() {
         let mut rota = Rota::new(4, SLICE);
-        let _ = rota.begin(false);
+        let _ = rota.begin(false, 0);
         (0..4).for_each(|number| rota.note(number, true));
         rota.end(Some(2));
         assert_eq!(sweep(&mut rota, &[0, 1, 2, 3]), [2, 3, 0, 1]);

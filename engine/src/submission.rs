@@ -21,7 +21,7 @@ pub(crate) struct Submission<H> {
     round: u64,
     /// Whether there is one in this round, whose ticket is still to be asked for.
     due: bool,
-    /// Whether that could not be done by the start of this sweep.
+    /// Whether that could not be done by the start of this sweep, or there was no room for somebody in it.
     blocked: bool,
     asked: VecDeque<(u64, Ticket)>,
     /// The newest round that is over, completed or failed.
@@ -181,6 +181,11 @@ impl<H: HostQueue> Submission<H> {
         self.blocked = self.due;
     }
 
+    /// Whether nothing more may be taken in this sweep.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
     /// The outbox, if more may be taken, and it has room for a batch or can be given some.
     pub fn room(&mut self) -> Option<&mut Outbox> {
         if self.blocked {
@@ -189,6 +194,8 @@ impl<H: HostQueue> Submission<H> {
         if !self.out.has_room() && !self.gone {
             self.out.flush(&mut self.host);
         }
-        self.out.has_room().then_some(&mut self.out)
+        // Nobody overtakes whoever found no room.
+        self.blocked = !self.out.has_room();
+        (!self.blocked).then_some(&mut self.out)
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Slot {
     pub queue: Option<CommandQueue>,
     /// It was being served when something panicked: nothing is taken from it until a reset.
     pub quarantined: bool,
+    /// Its last batch was not all that there is.
+    pub more: bool,
 }
 
 impl Slot {

@@ -33,6 +33,15 @@ const QUEUES: usize = 16;
 /// Called by the worker with what the guest asks of the VMM. It must not wait.
 pub type OnRequest = Box<dyn FnMut(Request, Token) + Send>;
 
+/// What came of a look at a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Took {
+    Nothing,
+    Something,
+    /// There is something, and no credit or no room.
+    Denied,
+}
+
 pub(crate) struct State {
     pub pages: Pages,
     pub ram: Box<dyn GuestRam>,
@@ -95,16 +104,22 @@ impl State {
             let registers = pages.control.clone();
             Place { registers, base: at + ECMDQ_BASE, prod: at + ECMDQ_PROD, cons: at + ECMDQ_CONS }
         });
-        let slots: Box<[_]> =
-            [Slot { place: cmdq, control: Control::Cmdq { code: 0 }, queue: None, quarantined: false }]
-                .into_iter()
-                .chain(ecmdqs.map(|place| Slot {
-                    place,
-                    control: Control::Ecmdq(Handshake::default()),
-                    queue: None,
-                    quarantined: false,
-                }))
-                .collect();
+        let slots: Box<[_]> = [Slot {
+            place: cmdq,
+            control: Control::Cmdq { code: 0 },
+            queue: None,
+            quarantined: false,
+            more: false,
+        }]
+        .into_iter()
+        .chain(ecmdqs.map(|place| Slot {
+            place,
+            control: Control::Ecmdq(Handshake::default()),
+            queue: None,
+            quarantined: false,
+            more: false,
+        }))
+        .collect();
         let bits =
             |offset| WRITABLE.iter().find(|r| r.offset == offset).map_or(0, |r| r.bits(&features) as u32);
         let queues = slots.len();
@@ -162,8 +177,8 @@ impl State {
         self.pages.reset(&self.features);
     }
 
-    /// One sweep: registers, completions, and a batch from the queues whose turn it is, or from all of them, as long as there is
-    /// room. Says whether there was anything.
+    /// One sweep: registers, completions, and a batch from the queues whose turn it is, or from all of them, then further ones from
+    /// those that have more, as long as there are credit and room. Says whether there was anything.
     pub fn serve<H: HostQueue>(
         &mut self,
         to: &mut Submission<H>,
@@ -181,18 +196,19 @@ impl State {
         if self.invalidating.is_some() {
             busy |= self.invalidate(to);
         }
-        let mut denied = None;
-        for turn in 0..self.rota.begin(all) {
+        let (mut denied, turns) = (None, self.rota.begin(all, allowance.spent_before()));
+        for turn in 0..turns {
             let number = self.rota.turn(turn);
             self.serving = Some(number);
-            let mut lively = self.complete(number, to);
+            self.slots[number].more = false;
+            let completed = self.complete(number, to);
             // Until the VMM follows SMMUEN, nothing is taken that depends on it.
-            if self.smmuen_pending.is_none() && self.invalidating.is_none() {
-                lively |= self.take(number, to, allowance, &mut denied);
-            }
-            self.rota.note(number, lively || self.slots[number].waits());
-            busy |= lively;
+            let takes = self.smmuen_pending.is_none() && self.invalidating.is_none();
+            let took = if takes { self.take(number, to, allowance, &mut denied) } else { Took::Nothing };
+            self.rota.note(number, completed || took != Took::Nothing || self.slots[number].waits());
+            busy |= completed || took == Took::Something;
         }
+        self.take_more(turns, to, allowance, &mut denied);
         self.serving = None;
         self.rota.end(denied);
         busy
@@ -259,35 +275,61 @@ impl State {
         self.stop(number, error);
     }
 
-    /// Takes a batch from a queue. `denied` is the first queue for which there was no room.
+    /// Further batches of the queues that have more, one of each in turn: the share is the guest's, however many queues it has.
+    fn take_more<H: HostQueue>(
+        &mut self,
+        turns: usize,
+        to: &mut Submission<H>,
+        allowance: &mut Allowance,
+        denied: &mut Option<usize>,
+    ) {
+        let mut again = true;
+        while std::mem::take(&mut again) {
+            for turn in 0..turns {
+                let number = self.rota.turn(turn);
+                // It ends: each batch that leaves more has cost something.
+                if std::mem::take(&mut self.slots[number].more) {
+                    self.serving = Some(number);
+                    self.take(number, to, allowance, denied);
+                    again |= self.slots[number].more;
+                }
+            }
+        }
+    }
+
+    /// Takes a batch from a queue. `denied` is the first queue for which there was no credit or no room.
     fn take<H: HostQueue>(
         &mut self,
         number: usize,
         to: &mut Submission<H>,
         allowance: &mut Allowance,
         denied: &mut Option<usize>,
-    ) -> bool {
+    ) -> Took {
         let slot = &mut self.slots[number];
         if slot.quarantined {
-            return false;
+            return Took::Nothing;
         }
         let prod = slot.prod();
         let busy = slot.follow(prod, &self.features, &*self.ram);
+        let busy = if busy { Took::Something } else { Took::Nothing };
         if slot.is_stopped(self.errors.active()) {
             return busy;
         }
         let Some(queue) = slot.queue.as_mut().filter(|queue| queue.waiting.is_none()) else { return busy };
-        if !allowance.has_some() {
-            if queue.used(prod) != Some(0) {
-                allowance.denied = true;
-                denied.get_or_insert(number);
-            }
-            return busy;
+        let wants = queue.used(prod) != Some(0);
+        if wants && !to.is_blocked() && !allowance.has_some() {
+            allowance.denied = true;
+            denied.get_or_insert(number);
+            return Took::Denied;
         }
         let round = to.round();
         let Some(out) = to.room() else {
+            if !wants {
+                return busy;
+            }
+            allowance.hold_up();
             denied.get_or_insert(number);
-            return busy;
+            return Took::Denied;
         };
         match queue.visit(prod, out, round, &self.rules, &self.streams) {
             Visit::Idle => return busy,
@@ -300,14 +342,16 @@ impl State {
                 self.stop(number, CommandError::Abt);
             }
             Visit::Taken(applied, cost) => {
-                allowance.spend(cost + applied.taken.saturating_sub(applied.host) as u64);
+                let spent = cost + applied.taken.saturating_sub(applied.host) as u64;
+                allowance.spend(spent);
+                slot.more = spent > 0 && matches!(applied.end, End::Batch) && queue.used(prod) != Some(0);
                 if let End::Sync(signal) = applied.end {
                     queue.waiting = Some(Waiting::Sync { signal, round: Some(to.sync()) });
                 }
                 self.account(number, applied);
             }
         }
-        true
+        Took::Something
     }
 
     /// Tells the VMM.

@@ -49,6 +49,8 @@ pub struct Worker<H> {
     rota: Rota,
     /// There was something to do in the last sweep.
     busy: bool,
+    /// What was done in it, in units of cost.
+    work: u64,
     /// A guest was left out in the last sweep, because its VMM was busy with it.
     missed: bool,
     /// [`Self::run`] is to return.
@@ -80,6 +82,7 @@ impl<H: HostQueue> Worker<H> {
             seats: Vec::new(),
             rota: Rota::new(0, GUESTS),
             busy: false,
+            work: 0,
             missed: false,
             stopped: false,
             orders: Arc::default(),
@@ -172,7 +175,7 @@ impl<H: HostQueue> Worker<H> {
             held.resize_with(self.seats.len(), || None);
         }
         let now = if self.limited > 0 { self.start.elapsed() } else { Duration::ZERO };
-        let Self { shared, seats, missed, teller, rota, .. } = self;
+        let Self { shared, seats, missed, teller, rota, work, .. } = self;
         if let Some(host) = shared {
             // A failure stays until every guest has been told.
             let look = !*missed;
@@ -181,13 +184,18 @@ impl<H: HostQueue> Worker<H> {
         *missed = false;
         // While there is nothing to do a look at everything costs nobody anything; and a failure must be told to everybody.
         let all = !self.busy || shared.as_ref().is_some_and(|host| host.failed().is_some());
-        let (mut busy, mut left) = (false, false);
-        for turn in 0..rota.begin(all) {
+        let (mut busy, mut left, mut held_up) = (false, false, None);
+        let turns = rota.begin(all, std::mem::take(work));
+        for turn in 0..turns {
             let number = rota.turn(turn);
             let Some(seat) = seats.get_mut(number) else { continue };
             let held = held.as_mut().and_then(|held| held.get_mut(number));
             let served = seat.serve(shared, now, all, held, teller);
             rota.note(number, served != Served::Nothing);
+            *work += seat.allowance.spent();
+            if seat.allowance.held_up && seat.own.is_none() {
+                held_up.get_or_insert(number);
+            }
             match served {
                 Served::Nothing | Served::Waiting => {}
                 Served::Something => busy = true,
@@ -195,7 +203,7 @@ impl<H: HostQueue> Worker<H> {
                 Served::Left => left = true,
             }
         }
-        rota.end(None);
+        rota.end(held_up);
         self.busy = busy;
         if let Some(host) = shared {
             guarded(host, teller, Submission::hand_over);

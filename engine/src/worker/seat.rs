@@ -84,7 +84,7 @@ impl<H: HostQueue> Seat<H> {
     ) -> Served {
         let Self { guest, own, allowance, leaving, .. } = self;
         let Some(to) = own.as_mut().or(shared.as_mut()) else { return Served::Nothing };
-        allowance.begin(now);
+        allowance.begin(now, !to.is_blocked());
         let leaves = leaving.is_some();
         // What a panic leaves half done is the queue that was being served, which is not looked at again.
         let served = catch_unwind(AssertUnwindSafe(|| {

@@ -1,7 +1,8 @@
 //! Who may take how much: deficit round robin in units of cost, and rate limits.
 //!
 //! In each sweep every guest gets the same credit times its weight. It is served while it has credit, and what it took is
-//! subtracted; the last batch may overdraw it, which counts in the next sweep. Credit does not pile up while there is nothing to
+//! subtracted; the last batch may overdraw it, which counts in the next sweep. Whoever finds no room at the host goes on in the next
+//! sweep, before anybody else, with what it has left. Credit does not pile up while there is nothing to
 //! take, beyond the guest's burst.
 
 use std::time::Duration;
@@ -75,9 +76,18 @@ pub(crate) struct Allowance {
     quantum: i64,
     cap: i64,
     credit: i64,
+    /// What was spent in this sweep, and in the one before.
+    spent: u64,
+    spent_before: u64,
     bucket: Option<Bucket>,
     /// There was something to take, and nothing left to take it for.
     pub denied: bool,
+    /// There was something to take, but no room at the host.
+    pub held_up: bool,
+    /// There was room when this sweep came to the guest: it is its turn.
+    open: bool,
+    /// Its turn ended for want of room, and goes on when there is some.
+    unfinished: bool,
 }
 
 /// A token bucket, as the time at which it will be full again.
@@ -97,7 +107,18 @@ impl Allowance {
             Bucket { unit, depth: unit * burst, full_at: Duration::ZERO, now: Duration::ZERO }
         });
         let cap = quantum + i64::from(share.burst);
-        Self { quantum, cap, credit: 0, bucket, denied: false }
+        Self {
+            quantum,
+            cap,
+            credit: 0,
+            spent: 0,
+            spent_before: 0,
+            bucket,
+            denied: false,
+            held_up: false,
+            open: false,
+            unfinished: false,
+        }
     }
 
     /// Whether it depends on the time.
@@ -105,10 +126,14 @@ impl Allowance {
         self.bucket.is_some()
     }
 
-    /// A new sweep. `now` is the time since the worker began; it only counts if there is a limit.
-    pub fn begin(&mut self, now: Duration) {
-        self.credit = (self.credit + self.quantum).min(self.cap);
-        self.denied = false;
+    /// A new sweep. `now` is the time since the worker began; it only counts if there is a limit. `open` says that there may be
+    /// room: only then it is a turn, which earns credit, or else whoever had overdrawn would be forgiven while others wait.
+    pub fn begin(&mut self, now: Duration, open: bool) {
+        if open && !std::mem::take(&mut self.unfinished) {
+            self.credit = (self.credit + self.quantum).min(self.cap);
+        }
+        (self.open, self.denied, self.held_up) = (open, false, false);
+        (self.spent_before, self.spent) = (self.spent, 0);
         if let Some(bucket) = &mut self.bucket {
             bucket.now = now;
         }
@@ -119,7 +144,24 @@ impl Allowance {
         self.credit > 0 && self.bucket.as_ref().is_none_or(|bucket| bucket.wait().is_zero())
     }
 
+    /// There is no room for what it would take.
+    pub fn hold_up(&mut self) {
+        self.held_up = true;
+        self.unfinished |= self.open;
+    }
+
+    /// What was spent in this sweep.
+    pub fn spent(&self) -> u64 {
+        self.spent
+    }
+
+    /// What was spent in the sweep before.
+    pub fn spent_before(&self) -> u64 {
+        self.spent_before
+    }
+
     pub fn spend(&mut self, cost: u64) {
+        self.spent += cost;
         self.credit = self.credit.saturating_sub_unsigned(cost);
         if let Some(bucket) = &mut self.bucket {
             let cost = u32::try_from(cost).unwrap_or(u32::MAX);
@@ -137,5 +179,84 @@ impl Bucket {
     /// How long it takes until there is something in it.
     fn wait(&self) -> Duration {
         self.full_at.saturating_sub(self.now + self.depth)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Allowance, RateLimit, Share};
+
+    fn limited(per_second: u32, burst: u32) -> Allowance {
+        Allowance::new(Share { limit: Some(RateLimit { per_second, burst }), ..Share::default() })
+    }
+
+    /// Takes batches of a cost whenever it may, once a step, until a time: how much it took.
+    fn taken(allowance: &mut Allowance, cost: u64, step: Duration, until: Duration) -> u64 {
+        let (mut now, mut taken) = (Duration::ZERO, 0);
+        while now < until {
+            allowance.begin(now, true);
+            if allowance.has_some() {
+                allowance.spend(cost);
+                taken += cost;
+            }
+            now += step;
+        }
+        taken
+    }
+
+    #[test]
+    fn in_the_long_run_a_limit_is_kept_and_used_up_whatever_the_batches() {
+        // 10,000 units a second for 10 seconds, and what may come at once: the burst, and a batch that had begun.
+        for (cost, burst) in [(1, 0), (1, 100), (64, 0), (64, 1000), (1024, 0), (512, 5000)] {
+            let step = Duration::from_micros(20);
+            let taken = taken(&mut limited(10_000, burst), cost, step, Duration::from_secs(10));
+            let (least, most) = (99_000, 100_000 + u64::from(burst) + cost);
+            assert!((least..=most).contains(&taken), "batches of {cost}, burst {burst}: {taken}");
+        }
+    }
+
+    #[test]
+    fn how_long_there_is_nothing_is_as_long_as_what_was_spent_takes() {
+        let mut allowance = limited(1000, 10);
+        let at = Duration::from_millis;
+        allowance.begin(at(5), true);
+        assert!(allowance.has_some());
+        allowance.spend(50);
+        assert_eq!((allowance.has_some(), allowance.wait()), (false, at(0)), "nobody was denied anything");
+        allowance.denied = true;
+        assert_eq!(allowance.wait(), at(40), "50 units, of which 10 are the burst");
+        allowance.begin(at(44), true);
+        assert!(!allowance.has_some());
+        allowance.begin(at(45), true);
+        assert!(allowance.has_some());
+    }
+
+    #[test]
+    fn a_turn_that_found_no_room_goes_on_and_earns_nothing_while_others_are_ahead() {
+        let mut allowance = Allowance::new(Share::default());
+        let credit = |allowance: &mut Allowance, open| {
+            allowance.begin(Duration::ZERO, open);
+            allowance.credit
+        };
+        assert_eq!(credit(&mut allowance, true), 512);
+        allowance.spend(100);
+        allowance.hold_up();
+        assert_eq!(credit(&mut allowance, false), 412, "it is not its turn");
+        allowance.hold_up();
+        assert_eq!(credit(&mut allowance, true), 412, "its turn goes on");
+        allowance.spend(1000);
+        assert_eq!(credit(&mut allowance, false), -588);
+        assert_eq!(credit(&mut allowance, true), -76);
+        assert_eq!(credit(&mut allowance, true), 436);
+        assert_eq!(credit(&mut allowance, true), 512, "without a burst it saves up nothing");
+    }
+
+    #[test]
+    fn a_burst_is_saved_up_and_no_more() {
+        let mut allowance = Allowance::new(Share { weight: 2, burst: 3000, ..Share::default() });
+        (0..10).for_each(|_| allowance.begin(Duration::ZERO, true));
+        assert_eq!(allowance.credit, 1024 + 3000);
     }
 }
