@@ -27,6 +27,7 @@ pub(crate) use events::Teller;
 pub use events::{Event, EventKind};
 pub use handle::{Leaving, Running, WorkerHandle};
 pub use idle::{Idle, Nap};
+pub(crate) use seat::message;
 pub(crate) use share::{Allowance, cost};
 pub use share::{RateLimit, Share};
 
@@ -169,10 +170,13 @@ impl<H: HostQueue> Worker<H> {
             held.resize_with(self.seats.len(), || None);
         }
         let now = if self.limited > 0 { self.start.elapsed() } else { Duration::ZERO };
-        // A failure stays until every guest has been told.
-        if !self.missed {
-            self.each_host(Submission::look);
-        }
+        // A failure stays until every guest has been told; else one whose VMM is busy keeps nobody waiting.
+        let missed = self.missed;
+        self.each_host(|host| {
+            if !missed || host.failed().is_none() {
+                host.look();
+            }
+        });
         self.each_host(Submission::begin);
         let (mut busy, mut left) = (false, false);
         // While there is nothing to do a look at everything costs nobody anything; and a failure must be told to everybody.
@@ -214,8 +218,10 @@ impl<H: HostQueue> Worker<H> {
         for host in shared.iter_mut().chain(seats.iter_mut().filter_map(|seat| seat.own.as_mut())) {
             // What a panic leaves half done is not used any more.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(host))) {
-                host.give_up();
-                teller.tell(EventKind::Quarantined { queue: None, message: seat::message(&*panic) });
+                host.give_up(&*panic);
+            }
+            if let Some(message) = host.take_panic() {
+                teller.tell(EventKind::Quarantined { queue: None, message });
             }
             if let Some(failure) = host.take_news() {
                 teller.tell(EventKind::HostFailed(failure));
