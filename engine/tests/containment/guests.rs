@@ -87,7 +87,7 @@ fn beside_a_guest_whose_rings_are_full_of_garbage_others_go_on() {
     for _ in 0..500 {
         for index in 0..256 {
             // Some are commands, or else nothing would be taken behind the first.
-            let garbage = match index % 8 {
+            let garbage = match random.next() % 8 {
                 0 => Command([random.next(), random.next()]),
                 _ => nh_page(random.next() >> 40),
             };
