@@ -48,6 +48,9 @@ impl Rota {
     /// is lively, four slices are looked at.
     pub fn begin(&mut self, all: bool, work: u64) -> usize {
         let Self { slice, quiet_for, lively, next, work: done, turns } = self;
+        if quiet_for.len() == 1 {
+            return 1;
+        }
         turns.clear();
         turns.extend_from_slice(lively);
         let len = quiet_for.len();
@@ -76,11 +79,13 @@ impl Rota {
 
     /// Whether the one whose turn it was has something to do, or waits for something.
     pub fn note(&mut self, number: usize, lively: bool) {
+        let alone = self.quiet_for.len() == 1;
         let Some(quiet_for) = self.quiet_for.get_mut(number) else { return };
         if !lively {
             *quiet_for = quiet_for.saturating_add(1);
         } else {
-            if *quiet_for >= PATIENCE {
+            // One alone has its turn whether it is lively or not.
+            if *quiet_for >= PATIENCE && !alone {
                 self.lively.push(number);
             }
             *quiet_for = 0;
@@ -89,12 +94,18 @@ impl Rota {
 
     /// Whether nobody has had anything for a while.
     pub fn is_quiet(&self) -> bool {
-        self.lively.is_empty()
+        match self.quiet_for[..] {
+            [quiet_for] => quiet_for >= PATIENCE,
+            _ => self.lively.is_empty(),
+        }
     }
 
     /// The end of the sweep. Another one is the first in the next: whoever was denied something, else the second.
     pub fn end(&mut self, denied: Option<usize>) {
         let Self { quiet_for, lively, .. } = self;
+        if quiet_for.len() == 1 {
+            return;
+        }
         lively.retain(|number| quiet_for[*number] < PATIENCE);
         let first = match denied {
             Some(denied) => lively.iter().position(|number| *number == denied).unwrap_or(0),
@@ -157,6 +168,18 @@ mod tests {
         // With more work for the lively one, the more often.
         assert_eq!(after(&mut rota, 3 * WORK, &[7]).len(), 1 + 3 * SLICE);
         assert!(seen.iter().enumerate().all(|(number, n)| number == 7 || *n == 1));
+    }
+
+    #[test]
+    fn one_alone_has_every_turn_and_is_quiet_when_it_has_had_nothing_for_a_while() {
+        let mut rota = Rota::new(1, SLICE);
+        (0..PATIENCE).for_each(|_| {
+            assert!(!rota.is_quiet());
+            assert_eq!(sweep(&mut rota, &[]), [0]);
+        });
+        assert!(rota.is_quiet());
+        (0..3).for_each(|_| assert_eq!(sweep(&mut rota, &[0]), [0]));
+        assert!(!rota.is_quiet());
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! CMD_SYNCs are counted in *rounds*: all that are met between two tickets belong to one round, which has completed when its
 //! ticket has been reached.
 
+use std::any::Any;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::host::{Cause, Failure, HostQueue, Identities, Ticket};
 use crate::outbox::Outbox;
 use crate::sleep::Waker;
+use crate::worker::message;
 
 /// Tickets that may be outstanding. With more, commands wait until one is reached.
 const OUTSTANDING: usize = 64;
@@ -33,6 +36,8 @@ pub(crate) struct Submission<H> {
     news: Option<Failure>,
     /// The host queue panicked: nothing is handed to it any more.
     gone: bool,
+    /// What it said, if the VMM has not been told.
+    panic: Option<String>,
     /// The oldest round that is outstanding, since when it has been the oldest, and how often that was told.
     oldest: Option<(u64, Instant, u128)>,
 }
@@ -52,6 +57,7 @@ impl<H: HostQueue> Submission<H> {
             failures: 0,
             news: None,
             gone: false,
+            panic: None,
             oldest: None,
         }
     }
@@ -103,8 +109,13 @@ impl<H: HostQueue> Submission<H> {
     }
 
     /// The host queue panicked: nothing is known of it, and nothing is handed to it any more.
-    pub fn give_up(&mut self) {
-        self.gone = true;
+    pub fn give_up(&mut self, panic: &(dyn Any + Send)) {
+        (self.gone, self.panic) = (true, Some(message(panic)));
+    }
+
+    /// What the host queue's panic said, once.
+    pub fn take_panic(&mut self) -> Option<String> {
+        self.panic.take()
     }
 
     /// The newest failure since it was last asked.
@@ -192,7 +203,11 @@ impl<H: HostQueue> Submission<H> {
             return None;
         }
         if !self.out.has_room() && !self.gone {
-            self.out.flush(&mut self.host);
+            // While a guest is served, who is not to blame for a panic.
+            let Self { out, host, .. } = self;
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| out.flush(host))) {
+                self.give_up(&*panic);
+            }
         }
         // Nobody overtakes whoever found no room.
         self.blocked = !self.out.has_room();

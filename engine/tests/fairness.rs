@@ -59,6 +59,17 @@ impl Flood {
         }
     }
 
+    /// As many sweeps as it takes.
+    fn until(&mut self, done: impl Fn(&Self) -> bool) {
+        for _ in 0..200_000 {
+            if done(self) {
+                return;
+            }
+            self.sweeps(1);
+        }
+        panic!("somebody starves: {:?}", self.forwarded());
+    }
+
     fn forwarded(&self) -> Vec<u64> {
         self.rig.guests.iter().map(|guest| guest.stats.read().forwarded).collect()
     }
@@ -156,9 +167,7 @@ fn guests_that_all_flood_a_host_that_is_always_full_get_the_same() {
         host.take_at_most(takes);
         let mut flood = Flood::new(host, 10, &[(Share::default(), CHEAP); 32]);
         // As long as it takes for six turns of each.
-        while flood.rig.host.received().len() < 6 * 32 * QUANTUM {
-            flood.sweeps(1000);
-        }
+        flood.until(|flood| flood.rig.host.received().len() >= 6 * 32 * QUANTUM);
         assert_fair(&flood.forwarded());
     }
 }
@@ -199,9 +208,7 @@ fn weights_are_shares() {
         let host = Script::at_once();
         host.take_at_most(takes);
         let mut flood = Flood::new(host, LOG2, &[weighted(1), weighted(2), weighted(4)]);
-        while flood.rig.host.received().len() < 60 * 7 * QUANTUM {
-            flood.sweeps(1);
-        }
+        flood.until(|flood| flood.rig.host.received().len() >= 60 * 7 * QUANTUM);
         let shares = flood.forwarded();
         let total: u64 = shares.iter().sum();
         for (share, weight) in shares.iter().zip([1.0, 2.0, 4.0]) {
@@ -220,9 +227,7 @@ fn expensive_commands_count_for_more() {
         let host = Script::at_once();
         host.take_at_most(takes);
         let mut flood = Flood::new(host, 10, &costs.map(|(command, _)| (Share::default(), command)));
-        while flood.forwarded()[0] < 200 * QUANTUM as u64 {
-            flood.sweeps(1);
-        }
+        flood.until(|flood| flood.forwarded()[0] >= 200 * QUANTUM as u64);
         let units: Vec<_> = flood.forwarded().iter().zip(costs).map(|(n, (_, cost))| n * cost).collect();
         let [least, most] = [units.iter().min().unwrap(), units.iter().max().unwrap()];
         assert!(most - least <= most / 50, "{takes}: {units:?}");
@@ -239,7 +244,10 @@ fn a_flood_arrives_in_order_and_nothing_is_lost_however_little_the_host_takes() 
             let commands: Vec<_> = (0..8192).map(nh_page).collect();
             guest.send(&commands);
         }
-        while rig.host.received().len() < 2 * 8192 {
+        for _ in 0..20_000 {
+            if rig.host.received().len() == 2 * 8192 {
+                break;
+            }
             rig.poll();
         }
         for vmid in 1..=2 {

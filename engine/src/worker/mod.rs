@@ -27,6 +27,7 @@ pub(crate) use events::Teller;
 pub use events::{Event, EventKind};
 pub use handle::{Leaving, Running, WorkerHandle};
 pub use idle::{Idle, Nap};
+pub(crate) use seat::message;
 pub(crate) use share::{Allowance, cost};
 pub use share::{RateLimit, Share};
 
@@ -177,8 +178,8 @@ impl<H: HostQueue> Worker<H> {
         let now = if self.limited > 0 { self.start.elapsed() } else { Duration::ZERO };
         let Self { shared, seats, missed, teller, rota, work, .. } = self;
         if let Some(host) = shared {
-            // A failure stays until every guest has been told.
-            let look = !*missed;
+            // A failure stays until every guest has been told; else one whose VMM is busy keeps nobody waiting.
+            let look = !*missed || host.failed().is_none();
             guarded(host, teller, |host| host.begin(look));
         }
         *missed = false;
@@ -249,8 +250,10 @@ impl<H: HostQueue> Worker<H> {
 /// Does something with a host queue. One that panics counts as gone: what that leaves half done is not used any more.
 fn guarded<H: HostQueue>(host: &mut Submission<H>, teller: &mut Teller, f: impl FnOnce(&mut Submission<H>)) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(host))) {
-        host.give_up();
-        teller.tell(EventKind::Quarantined { queue: None, message: seat::message(&*panic) });
+        host.give_up(&*panic);
+    }
+    if let Some(message) = host.take_panic() {
+        teller.tell(EventKind::Quarantined { queue: None, message });
     }
     if let Some(failure) = host.take_news() {
         teller.tell(EventKind::HostFailed(failure));

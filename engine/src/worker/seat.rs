@@ -59,9 +59,9 @@ impl<H: HostQueue> Seat<H> {
         held: Option<&mut Option<Held>>,
         teller: &mut Teller,
     ) -> Served {
-        let look = !self.missed;
+        let missed = self.missed;
         if let Some(own) = &mut self.own {
-            guarded(own, teller, |own| own.begin(look));
+            guarded(own, teller, |own| own.begin(!missed || own.failed().is_none()));
         }
         let mut served = self.serve_guest(shared, now, all, held, teller);
         (self.missed, self.left) = (served == Served::Missed, served == Served::Left);
@@ -120,7 +120,7 @@ impl<H: HostQueue> Seat<H> {
 }
 
 /// What a panic says.
-pub(super) fn message(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a panic without a text")
