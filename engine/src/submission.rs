@@ -128,6 +128,11 @@ impl<H: HostQueue> Submission<H> {
         self.due || !self.asked.is_empty() || !self.out.is_empty()
     }
 
+    /// Whether commands wait for room at the host, of which nobody hears.
+    pub fn waits_for_room(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     /// How long the host has completed nothing, though something is outstanding, if that is a multiple of `limit` that was not
     /// told yet.
     pub fn stalled(&mut self, now: Instant, limit: Duration) -> Option<Duration> {

@@ -16,7 +16,6 @@ use super::seat::Seat;
 use super::{EventKind, Worker};
 use crate::host::HostQueue;
 use crate::sleep::{Sleeper, SleeperKind, Waker};
-use crate::submission::Submission;
 use crate::vsmmu::Watch;
 
 /// When a worker sleeps.
@@ -194,8 +193,8 @@ impl<H: HostQueue> Worker<H> {
                 until(wait);
             }
         }
-        let hosts = shared.iter().chain(seats.iter().filter_map(|seat| seat.own.as_ref()));
-        if sleep.deaf && hosts.into_iter().any(Submission::is_outstanding) {
+        let mut hosts = shared.iter().chain(seats.iter().filter_map(|seat| seat.own.as_ref()));
+        if hosts.any(|host| host.waits_for_room() || sleep.deaf && host.is_outstanding()) {
             until(sleep.idle.look_every);
         }
         Some(Nap { at_most })

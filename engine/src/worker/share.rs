@@ -57,7 +57,7 @@ pub struct Share {
 /// A token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Units a second in the long run. 0 counts as 1.
+    /// Units a second in the long run, from 1 to 10^9: 0 counts as 1, and more as no limit.
     pub per_second: u32,
     /// Units that may come at once. A batch that has begun is served whole: up to 64 commands.
     pub burst: u32,

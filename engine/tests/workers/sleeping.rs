@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ecmdq_engine::host::iommufd::{self, Invalidate};
-use ecmdq_engine::{Command, Doorbell, DoorbellTraps, Idle, SleeperKind, Token, VirtualSmmu, Worker};
+use ecmdq_engine::host::{HostQueue, Ticket};
+use ecmdq_engine::{Command, Doorbell, DoorbellTraps, Idle, SleeperKind, Token, VirtualSmmu, Waker, Worker};
 use rustix::io::Errno;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -262,6 +263,52 @@ fn a_host_queue_that_does_not_wake_is_looked_at_by_a_timer() {
             guest.cons() == guest.prod()
         });
     }
+}
+
+/// A host with room for one command at a time, which says nothing when it has some again.
+#[derive(Debug, Default)]
+struct Narrow {
+    received: Arc<AtomicU64>,
+    full: bool,
+}
+
+impl HostQueue for Narrow {
+    fn submit(&mut self, commands: &[Command]) -> usize {
+        // Every second time it has room.
+        self.full = !self.full;
+        let taken = commands.len().min(usize::from(!self.full));
+        self.received.fetch_add(taken as u64, Relaxed);
+        taken
+    }
+
+    fn sync(&mut self) -> Ticket {
+        Ticket(0)
+    }
+
+    fn completed(&mut self) -> Ticket {
+        Ticket(0)
+    }
+
+    fn set_waker(&mut self, _: &Waker) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_waits_for_room_at_the_host_is_not_slept_over() {
+    on_each_sleeper(|kind| {
+        let host = Narrow::default();
+        let received = host.received.clone();
+        let idle = Idle { look_every: Duration::from_millis(1), ..sleepy(kind) };
+        let mut worker = Worker::new(host).with_sleep(idle).unwrap();
+        let (mut guest, smmu) = Guest::new(trapped());
+        worker.attach(smmu);
+        let _running = worker.spawn("worker", None).unwrap();
+        enable(&mut guest);
+        // No CMD_SYNC: nobody waits for them, and they get there all the same.
+        guest.send(&[1, 2, 3, 4, 5, 6, 7, 8].map(nh_asid));
+        wait_for("the host has them", || received.load(Relaxed) == 8);
+    });
 }
 
 /// A kernel that executes everything.
