@@ -27,7 +27,7 @@ pub trait DoorbellTraps: Send {
     ///
     /// # Errors
     ///
-    /// What the system said. The pages then count as armed, and the next store tries again.
+    /// What the system said. The pages are not armed again; the worker looks at this guest's doorbells by a timer from then on.
     fn disarm(&mut self) -> io::Result<()>;
 }
 
@@ -83,10 +83,12 @@ impl Writing {
     /// The trapped store of somebody has been applied.
     pub fn disarm(&mut self) {
         if let (Doorbell::Traps(traps), true) = (&mut self.doorbell, self.armed) {
-            match traps.disarm() {
-                Ok(()) => self.armed = false,
-                Err(error) => log::warn!("a doorbell page still traps: {error}"),
+            if let Err(error) = traps.disarm() {
+                // Once: it is not armed again. Stores that exit are applied all the same.
+                log::warn!("a doorbell page traps for ever, since it cannot be disarmed: {error}");
+                self.doorbell = Doorbell::Timer;
             }
+            self.armed = false;
         }
     }
 }

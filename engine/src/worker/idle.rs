@@ -18,6 +18,9 @@ use crate::host::HostQueue;
 use crate::sleep::{Sleeper, SleeperKind, Waker};
 use crate::vsmmu::Watch;
 
+/// How often a worker that is busy looks for host queues that stand still.
+const STALL_SWEEPS: u32 = 1 << 14;
+
 /// When a worker sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idle {
@@ -208,10 +211,15 @@ impl<H: HostQueue> Worker<H> {
             .sleep
             .as_ref()
             .map_or(Idle { spin: Duration::from_micros(5), ..Idle::default() }, |sleep| sleep.idle);
-        let (mut quiet_since, mut held) = (None, Vec::new());
+        let (mut quiet_since, mut held, mut sweeps) = (None, Vec::new(), 0_u32);
         // Relaxed: `stop` carries nothing but itself.
         while !self.stopped && !stop.load(Relaxed) {
-            if self.sweep(Some(&mut held)) {
+            let busy = self.sweep(Some(&mut held));
+            sweeps = sweeps.wrapping_add(1);
+            if sweeps.is_multiple_of(STALL_SWEEPS) {
+                self.look_for_stalls(Instant::now(), idle.stalled);
+            }
+            if busy {
                 quiet_since = None;
                 continue;
             }
@@ -222,7 +230,7 @@ impl<H: HostQueue> Worker<H> {
             } else if self.sleep.is_none() || quiet - idle.spin < idle.back_off {
                 thread::yield_now();
             } else {
-                self.look_for_stalls(now);
+                self.look_for_stalls(now, idle.stalled);
                 // What the VMM wants of a guest must not wait for a worker that sleeps.
                 held.clear();
                 self.sleep(stop);
@@ -238,8 +246,11 @@ impl<H: HostQueue> Worker<H> {
         if !stop.load(Relaxed) {
             self.orders.count_sleep();
             if let Err(error) = sleep.sleeper.wait(nap.at_most) {
+                // Once: it polls from then on.
                 log::error!("a worker cannot sleep: {error}");
-                thread::yield_now();
+                sleep.waker.word().awake();
+                self.sleep = None;
+                return;
             }
         }
         sleep.announced = false;
@@ -247,10 +258,10 @@ impl<H: HostQueue> Worker<H> {
     }
 
     /// Tells of host queues that complete nothing, once a second for each.
-    fn look_for_stalls(&mut self, now: Instant) {
-        let Self { shared, seats, teller, sleep: Some(sleep), .. } = self else { return };
+    fn look_for_stalls(&mut self, now: Instant, limit: Duration) {
+        let Self { shared, seats, teller, .. } = self;
         for host in shared.iter_mut().chain(seats.iter_mut().filter_map(|seat| seat.own.as_mut())) {
-            if let Some(stalled) = host.stalled(now, sleep.idle.stalled) {
+            if let Some(stalled) = host.stalled(now, limit) {
                 teller.tell(EventKind::HostStalled(stalled));
             }
         }

@@ -1,8 +1,10 @@
-//! What every host queue must do, whatever is behind it: the contract of `HostQueue`, run against each kind.
+//! What every host queue must do, whatever is behind it: the contract of `HostQueue`, run against each kind. On a real kernel `guest/iommufd`
+//! runs it.
 
 #[path = "../common/kernel.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod kernel;
+mod subject;
 mod subjects;
 mod suite;
 

@@ -4,7 +4,7 @@ use ecmdq_engine::Command;
 use ecmdq_engine::host::{Cause, Ticket};
 use proptest::prelude::*;
 
-use super::subjects::{Device, Subject};
+use super::subject::{Device, Subject};
 
 /// Commands that can be told apart.
 fn commands(from: u64, n: usize) -> Vec<Command> {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use ecmdq_engine::host::iommufd::{self, Invalidate};
 use ecmdq_engine::host::{HostQueue, Ticket};
-use ecmdq_engine::{Command, Doorbell, DoorbellTraps, Idle, SleeperKind, Token, VirtualSmmu, Waker, Worker};
+use ecmdq_engine::{
+    Command, Doorbell, DoorbellTraps, EventKind, Idle, SleeperKind, Token, VirtualSmmu, Waker, Worker,
+};
 use rustix::io::Errno;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -59,6 +61,32 @@ fn an_eventfd_wakes() {
             asleep(&running);
             invalidate_on(&mut queue, &mut store, asid);
         }
+    });
+}
+
+#[test]
+fn a_guest_whose_eventfd_nobody_can_write_any_more_concerns_no_other() {
+    on_each_sleeper(|kind| {
+        let (guest, smmu) = Guest::new(with_ecmdq());
+        let (mut other, other_smmu) = Guest::new(Setup { vmid: 8, ..trapped() });
+        let eventfd = EventFd::new(0).unwrap();
+        smmu.set_doorbell(Doorbell::Eventfds(vec![eventfd]));
+        let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
+        worker.attach(smmu.clone());
+        worker.attach(other_smmu);
+        let running = worker.spawn("worker", None).unwrap();
+        // The VMM's end, and the virtual SMMU's own, are closed while the worker sleeps on it.
+        asleep(&running);
+        smmu.set_doorbell(Doorbell::Timer);
+        let mut queue = guest.ecmdq(0);
+        queue.start(4);
+        enable(&mut other);
+        for asid in 0..50 {
+            asleep(&running);
+            invalidate(&mut other, asid);
+        }
+        // What the first guest wants is seen when the worker is awake for another reason.
+        wait_for("the queue is enabled", || queue.enabled());
     });
 }
 
@@ -309,6 +337,44 @@ fn what_waits_for_room_at_the_host_is_not_slept_over() {
         guest.send(&[1, 2, 3, 4, 5, 6, 7, 8].map(nh_asid));
         wait_for("the host has them", || received.load(Relaxed) == 8);
     });
+}
+
+/// A host that takes everything and completes nothing.
+#[derive(Debug, Default)]
+struct Still(u64);
+
+impl HostQueue for Still {
+    fn submit(&mut self, commands: &[Command]) -> usize {
+        commands.len()
+    }
+
+    fn sync(&mut self) -> Ticket {
+        self.0 += 1;
+        Ticket(self.0)
+    }
+
+    fn completed(&mut self) -> Ticket {
+        Ticket(0)
+    }
+}
+
+#[test]
+fn a_host_that_stands_still_is_told_of_whether_the_worker_sleeps_or_not() {
+    for idle in [Idle::always_spin(), Idle::always_sleep()] {
+        let idle = Idle { stalled: Duration::from_millis(5), ..idle };
+        let mut worker = Worker::new(Still::default()).with_sleep(idle).unwrap();
+        let (mut guest, smmu) = Guest::new(trapped());
+        worker.attach(smmu);
+        let events = worker.events();
+        let _running = worker.spawn("worker", None).unwrap();
+        enable(&mut guest);
+        guest.send(&[nh_asid(1), sync()]);
+        for _ in 0..3 {
+            let event = events.recv_timeout(Duration::from_secs(60)).unwrap();
+            assert_eq!(event.guest, None);
+            assert!(matches!(event.kind, EventKind::HostStalled(time) if time >= idle.stalled));
+        }
+    }
 }
 
 /// A kernel that executes everything.

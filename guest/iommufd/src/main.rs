@@ -8,6 +8,7 @@
 //!
 //! `EXPECT` lines say what must reach the host's SMMU, in the words of the emulator's trace; `run` compares them.
 
+mod conformance;
 mod cost;
 mod device;
 mod guest;
@@ -56,6 +57,7 @@ struct Rig {
     guests: [Guest; 2],
     worker: Worker<IommufdQueue>,
     executors: [IommufdExecutor<VIommu>; 2],
+    iommufd: Arc<IommuFd>,
     viommu: VIommu,
     failures: u32,
 }
@@ -91,6 +93,7 @@ fn run(cdev: &str) -> Result<u32, Box<dyn Error>> {
     rig.many();
     rig.refused();
     rig.threads();
+    rig.failures += conformance::run(&rig.iommufd, &rig.viommu);
     // Where the trace ends that is compared: an ASID that nobody else uses.
     rig.send(0, &[(Command([0x11 | 0xffff << 48, 0]), Some("smmuv3_cmdq_tlbi_nh_asid asid=65535".into()))]);
     Ok(rig.failures)
@@ -155,6 +158,7 @@ impl Rig {
             guests: [guest1, guest2],
             worker,
             executors: [executor1, executor2],
+            iommufd,
             viommu: nestings[0].viommu(),
             failures: 0,
         };

@@ -69,6 +69,8 @@ pub struct IommufdExecutor<I> {
     sleeper: Sleeper,
     waker: Waker,
     worker: Arc<OnceLock<Waker>>,
+    /// It was told that it cannot sleep.
+    sleepless: bool,
 }
 
 /// A queue of 2^`log2` commands for a guest, and what executes it.
@@ -82,7 +84,7 @@ pub fn queue<I: Invalidate>(invalidate: I, log2: u32) -> io::Result<(IommufdQueu
     let (waker, mut sleeper, worker) = (Waker::new()?, Sleeper::new(None)?, Arc::new(OnceLock::new()));
     sleeper.add(waker.eventfd())?;
     let queue = IommufdQueue { ring, executor: waker.clone(), worker: worker.clone() };
-    Ok((queue, IommufdExecutor { smmu, caller, sleeper, waker, worker }))
+    Ok((queue, IommufdExecutor { smmu, caller, sleeper, waker, worker, sleepless: false }))
 }
 
 impl HostQueue for IommufdQueue {
@@ -167,7 +169,9 @@ impl<I: Invalidate> IommufdExecutor<I> {
             // What the kernel wants to be asked again, or an error that the worker has not acknowledged, rings no more.
             let at_most = (!self.smmu.is_empty()).then_some(RETRY);
             if let Err(error) = self.sleeper.wait(at_most) {
-                log::error!("an executor cannot sleep: {error}");
+                if !std::mem::replace(&mut self.sleepless, true) {
+                    log::error!("an executor cannot sleep: {error}");
+                }
                 std::thread::yield_now();
             }
         }
