@@ -62,6 +62,11 @@ impl<H: HostQueue> Submission<H> {
         }
     }
 
+    /// The host queue itself.
+    pub fn into_host(self) -> H {
+        self.host
+    }
+
     /// Whose identities the host takes.
     pub fn identities(&self) -> Identities {
         self.host.identities()

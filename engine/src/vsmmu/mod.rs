@@ -17,8 +17,8 @@ mod trap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 use thiserror::Error;
@@ -100,6 +100,8 @@ struct Shared {
     /// when it is about to sleep.
     writing: Mutex<Writing>,
     bell: Arc<Bell>,
+    /// It has a worker.
+    seated: AtomicBool,
     /// Workers only ever try to lock it: while somebody else has it, or wants it, they leave the guest out.
     state: Arc<Mutex<State>>,
     /// How many threads of the VMM wait for `state`.
@@ -133,6 +135,7 @@ impl VirtualSmmu {
             pages: state.pages.clone(),
             writing: Mutex::new(Writing { doorbell: Doorbell::default(), armed: false }),
             bell: state.bell.clone(),
+            seated: AtomicBool::new(false),
             counters: state.counters.clone(),
             state: Arc::new(Mutex::new(state)),
             wanted: AtomicUsize::new(0),
@@ -174,6 +177,12 @@ impl VirtualSmmu {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Whether it had no worker, and gets one now.
+    pub(crate) fn take_seat(&self) -> bool {
+        // Acquire and release: pairs with `part`, so that what its last worker did is seen.
+        !self.0.seated.swap(true, AcqRel)
+    }
+
     /// It gets a worker: commands name the identities that its host queue takes, events go to `events`.
     pub(crate) fn join(&self, identities: Identities, events: Teller) {
         self.0.control(|state| {
@@ -186,6 +195,8 @@ impl VirtualSmmu {
     pub(crate) fn part(&self) {
         self.set_waker(None);
         self.0.control(|state| state.events = None);
+        // Release: see `take_seat`.
+        self.0.seated.store(false, Release);
     }
 
     /// After a panic in [`Self::with_state`]: which queue is not served any more; `None` if nothing is.

@@ -20,7 +20,7 @@ use crate::vsmmu::VirtualSmmu;
 /// What a worker is to do.
 pub(super) enum Order<H> {
     Attach(VirtualSmmu, Option<H>, Share),
-    Detach(VirtualSmmu, Sender<()>),
+    Detach(VirtualSmmu, Sender<Option<H>>),
     Stop,
 }
 
@@ -98,7 +98,7 @@ impl<H: HostQueue> WorkerHandle<H> {
     }
 
     /// As [`Worker::detach`].
-    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving {
+    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving<H> {
         let (told, left) = bounded(1);
         self.0.give(Order::Detach(guest.clone(), told));
         Leaving(left)
@@ -125,17 +125,19 @@ impl<H: HostQueue> WorkerHandle<H> {
 /// A guest that leaves its worker.
 #[derive(Debug)]
 #[must_use = "until the guest has left, its worker uses its memory"]
-pub struct Leaving(Receiver<()>);
+pub struct Leaving<H>(Receiver<Option<H>>);
 
-impl Leaving {
-    /// Waits until it has left, or its worker is no more. On the worker's own thread that would be for ever.
-    pub fn wait(self) {
-        let _ = self.0.recv();
+impl<H> Leaving<H> {
+    /// Waits until it has left, or its worker is no more. On the worker's own thread that would be for ever. Returns the host
+    /// queue that it had for itself, for its next worker.
+    pub fn wait(self) -> Option<H> {
+        self.0.recv().ok().flatten()
     }
 
     /// Whether it has left, or its worker is no more.
     pub fn has_left(&self) -> bool {
-        self.0.try_recv() != Err(TryRecvError::Empty)
+        // Dropped, too, when the worker is.
+        !self.0.is_empty() || self.0.try_recv().is_err_and(|error| error == TryRecvError::Disconnected)
     }
 }
 

@@ -95,7 +95,8 @@ impl<H: HostQueue> Worker<H> {
         }
     }
 
-    /// Adds a guest in front of the worker's host queue. A virtual SMMU must be served by one worker only.
+    /// Adds a guest in front of the worker's host queue. A virtual SMMU is served by one worker: one that has not [left](Self::detach)
+    /// its last is refused, and that is logged.
     pub fn attach(&mut self, guest: VirtualSmmu) {
         self.seat(guest, None, Share::default());
     }
@@ -111,9 +112,16 @@ impl<H: HostQueue> Worker<H> {
     }
 
     fn seat(&mut self, guest: VirtualSmmu, own: Option<H>, share: Share) {
+        if !guest.take_seat() {
+            log::error!(
+                "a guest that has a worker was not attached to another one: detach it, and wait until it has left"
+            );
+            return;
+        }
         let mut seat = Seat::new(guest, own, share);
         let Some(to) = seat.own.as_mut().or(self.shared.as_mut()) else {
-            log::error!("a guest without a host queue cannot be attached to a worker that has none");
+            log::error!("a guest without a host queue was not attached to a worker that has none");
+            seat.guest.part();
             return;
         };
         seat.guest.join(to.identities(), self.teller.of(seat.guest.vmid()));
@@ -144,7 +152,7 @@ impl<H: HostQueue> Worker<H> {
     /// Takes a guest from the worker, which goes on serving the others. [`Leaving`] tells when nothing of the guest's memory is used any more and
     /// all that was taken from it has been synchronised; then another worker may have it. The worker must run, or be
     /// polled, until then.
-    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving {
+    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving<H> {
         self.handle().detach(guest)
     }
 
@@ -241,7 +249,7 @@ impl<H: HostQueue> Worker<H> {
             }
             seat.guest.part();
             // Whoever waits may have gone.
-            let _ = seat.leaving.take().map(|told| told.send(()));
+            let _ = seat.leaving.take().map(|told| told.send(seat.own.map(Submission::into_host)));
         }
         self.rota.resize(self.seats.len());
     }

@@ -22,8 +22,8 @@ pub(super) struct Seat<H> {
     pub allowance: Allowance,
     /// Its doorbells in the sleeper.
     pub keys: Vec<u64>,
-    /// Told when it has left.
-    pub leaving: Option<Sender<()>>,
+    /// Told when it has left, with its own host queue.
+    pub leaving: Option<Sender<Option<H>>>,
     pub left: bool,
     /// Its VMM was busy with it in the last sweep: what its own host queue said then it has not been told.
     missed: bool,

@@ -210,7 +210,7 @@ fn a_reset_at_any_moment_is_as_power_on_and_the_driver_starts_over() {
         for at in (0..0x1_0000).step_by(8) {
             vm.ram.store_u64(at, 0, std::sync::atomic::Ordering::Release);
         }
-        let mut again = Vm::replaced_host(&vm);
+        let mut again = Vm::replaced_host(vm);
         let mut guest = Guest::start(&again);
         (0..200).for_each(|_| guest.step(&mut again, &mut random));
         guest.finish(&mut again, &mut random);

@@ -84,12 +84,13 @@ impl Vm {
     }
 
     /// The same SMMU and guest in front of a new host queue, as after a reboot.
-    pub fn replaced_host(old: &Self) -> Self {
+    pub fn replaced_host(old: Self) -> Self {
+        let Self { smmu, worker, ram, control, asked, .. } = old;
+        drop(worker);
         let host = Script::default();
         let mut worker = Worker::new(host.clone());
-        worker.attach(old.smmu.clone());
-        let (smmu, ram) = (old.smmu.clone(), old.ram.clone());
-        Self { smmu, worker, host, ram, control: old.control.clone(), asked: old.asked.clone() }
+        worker.attach(smmu.clone());
+        Self { smmu, worker, host, ram, control, asked }
     }
 
     pub fn read(&self, register: usize) -> u32 {

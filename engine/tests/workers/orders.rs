@@ -113,6 +113,44 @@ fn a_guest_whose_last_synchronisation_failed_leaves_with_its_error() {
 }
 
 #[test]
+fn a_guest_takes_its_own_host_queue_along() {
+    let (mut guest, smmu) = Guest::new(trapped());
+    let host = AtOnce::default();
+    let mut worker = Worker::without_host();
+    worker.attach_with(smmu.clone(), host.clone());
+    guest.start(4);
+    worker.poll();
+    guest.send(&[nh_asid(1), sync()]);
+    (0..4).for_each(|_| _ = worker.poll());
+    let leaving = worker.detach(&smmu);
+    (0..4).for_each(|_| _ = worker.poll());
+    let mut next = Worker::without_host();
+    next.attach_with(smmu, leaving.wait().unwrap());
+    guest.send(&[nh_asid(2), sync()]);
+    (0..4).for_each(|_| _ = next.poll());
+    assert_eq!((guest.cons(), host.received()), (4, 2));
+}
+
+#[test]
+fn a_guest_that_has_a_worker_gets_no_second_one() {
+    let (mut guest, smmu) = Guest::new(trapped());
+    let hosts = [Script::at_once(), Script::at_once()];
+    let [mut first, mut second] = hosts.each_ref().map(|host| Worker::new(host.clone()));
+    first.attach(smmu.clone());
+    first.attach(smmu.clone());
+    second.attach(smmu.clone());
+    assert_eq!((first.guests().len(), second.guests().len()), (1, 0));
+    guest.start(4);
+    first.poll();
+    guest.send(&[nh_asid(1), sync()]);
+    (0..4).for_each(|_| _ = (first.poll(), second.poll()));
+    assert_eq!((guest.cons(), hosts[0].received().len(), hosts[1].received().len()), (2, 1, 0));
+    drop(first);
+    second.attach(smmu);
+    assert_eq!(second.guests().len(), 1);
+}
+
+#[test]
 fn a_guest_that_is_not_there_has_left() {
     let mut worker = Worker::new(Script::at_once());
     let (_, smmu) = Guest::new(Setup::default());

@@ -17,12 +17,13 @@
 mod kernel;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam::utils::Backoff;
+use parking_lot::RwLock;
 use rustix::io::Errno;
 
 use super::{Failure, HostQueue, HostSmmu, Identities, NativeRing, Ticket};
@@ -58,7 +59,7 @@ pub struct IommufdQueue {
     ring: NativeRing,
     executor: Waker,
     /// Set by the worker; read by the executor.
-    worker: Arc<OnceLock<Waker>>,
+    worker: Arc<RwLock<Option<Waker>>>,
 }
 
 /// Makes the calls. The VMM runs it on a thread of its own.
@@ -68,7 +69,7 @@ pub struct IommufdExecutor<I> {
     caller: Caller<I>,
     sleeper: Sleeper,
     waker: Waker,
-    worker: Arc<OnceLock<Waker>>,
+    worker: Arc<RwLock<Option<Waker>>>,
     /// It was told that it cannot sleep.
     sleepless: bool,
 }
@@ -81,7 +82,7 @@ pub struct IommufdExecutor<I> {
 pub fn queue<I: Invalidate>(invalidate: I, log2: u32) -> io::Result<(IommufdQueue, IommufdExecutor<I>)> {
     let (ring, smmu) = NativeRing::with_consumer(log2)?;
     let caller = Caller { invalidate, late: 0, atc_timeout: false, apart: 0 };
-    let (waker, mut sleeper, worker) = (Waker::new()?, Sleeper::new(None)?, Arc::new(OnceLock::new()));
+    let (waker, mut sleeper, worker) = (Waker::new()?, Sleeper::new(None)?, Arc::new(RwLock::new(None)));
     sleeper.add(waker.eventfd())?;
     let queue = IommufdQueue { ring, executor: waker.clone(), worker: worker.clone() };
     Ok((queue, IommufdExecutor { smmu, caller, sleeper, waker, worker, sleepless: false }))
@@ -119,7 +120,8 @@ impl HostQueue for IommufdQueue {
     }
 
     fn set_waker(&mut self, waker: &Waker) -> bool {
-        self.worker.set(waker.clone()).is_ok()
+        *self.worker.write() = Some(waker.clone());
+        true
     }
 }
 
@@ -131,7 +133,7 @@ impl<I: Invalidate> IommufdExecutor<I> {
         let done = smmu.poll_with(|commands| caller.execute(commands));
         // An error is something to be looked at as well.
         if (done > 0 || smmu.is_stopped())
-            && let Some(worker) = worker.get()
+            && let Some(worker) = &*worker.read()
         {
             worker.wake();
         }
