@@ -27,7 +27,22 @@ impl Uring {
         if !ring.params().is_feature_ext_arg() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(Self(ring))
+        let mut uring = Self(ring);
+        uring.check_polls()?;
+        Ok(uring)
+    }
+
+    /// Whether a poll request stays after its first event, as it does since Linux 5.13. One that did not would lose doorbells.
+    fn check_polls(&mut self) -> io::Result<()> {
+        let ready = EventFd::new(0)?;
+        ready.write(1)?;
+        self.add(NO_KEY, &ready)?;
+        self.enter(Some(Duration::ZERO))?;
+        let stays = self.0.completion().next().is_some_and(|event| cqueue::more(event.flags()));
+        self.remove(NO_KEY)?;
+        // The request's own end, and what `remove` says.
+        while self.0.completion().next().is_some() {}
+        if stays { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 
     pub fn add(&mut self, key: u64, eventfd: &EventFd) -> io::Result<()> {
