@@ -105,7 +105,7 @@ impl Copy {
         self.guest.write(group);
         self.guest.publish();
         let mut batch = [[0; 2]; 64];
-        while let Ok(n @ 1..) = self.taken.fetch(self.taken.prod(), &mut batch, |_| false) {
+        while let Ok(n @ 1..) = self.taken.fetch(self.taken.prod(), &mut batch) {
             for entry in &mut batch[..n] {
                 entry[0] = entry[0] & !0x0000_ffff_0000_0000 | 1 << 32;
             }
@@ -114,7 +114,7 @@ impl Copy {
             self.taken.consume(n);
         }
         let mut batch = [[0; 2]; 256];
-        while let Ok(n @ 1..) = self.host.fetch(self.host.prod(), &mut batch, |_| false) {
+        while let Ok(n @ 1..) = self.host.fetch(self.host.prod(), &mut batch) {
             black_box(&batch[..n]);
             self.host.consume(n);
         }

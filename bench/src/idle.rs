@@ -14,11 +14,12 @@ use ecmdq_engine::registers::{ECMDQ_BASE, ECMDQ_CONS, ECMDQ_PROD};
 use ecmdq_engine::{Command, Doorbell, Features, Idle, SleeperKind, Waker, Worker};
 use ecmdq_ring::SharedRegion;
 use hdrhistogram::Histogram;
-use rustix::thread::{CpuSet, gettid, sched_setaffinity};
+use rustix::thread::gettid;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::machine::Machine;
+use crate::pin::{GUEST, SERVER, pin};
 use crate::registers::Registers;
 
 const QUEUES_LOG2: u8 = 8;
@@ -35,10 +36,6 @@ const PAUSE: Duration = Duration::from_micros(400);
 /// How often each policy is timed, and how long.
 const SLICES: usize = 30;
 const SLICE: Duration = Duration::from_millis(50);
-
-/// The processors of who rings, and of who is woken: on the same one a wake-up is another thing.
-const GUEST: usize = 0;
-const SERVER: usize = 1;
 
 /// What was measured.
 #[derive(Debug)]
@@ -150,13 +147,6 @@ impl Guest {
             thread::yield_now();
         }
     }
-}
-
-/// Where that processor exists.
-fn pin(processor: usize) {
-    let mut set = CpuSet::new();
-    set.set(processor);
-    let _ = sched_setaffinity(None, &set);
 }
 
 /// The time that a thread of this process has spent on a processor.

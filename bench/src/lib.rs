@@ -7,14 +7,19 @@
 //! * [`Verifier`]: compares what the host received with what the guests sent, by rules of its own.
 //! * [`Session`]: guests, a worker and a host on threads of their own.
 //! * [`idle`](idle()): what a worker costs that has nothing to do, and how long it takes to wake.
+//! * [`compare`]: the engine beside what else could carry commands, and the limit.
+//! * [`report`]: what that measures, as data and as a page with plots.
 //! * [`LiveModel`]: guests and workers in front of a model SMMU, whose caches the guests fill and look at.
 
 mod cached;
+pub mod compare;
 mod driver;
 mod idle;
 mod live_model;
 mod machine;
+mod pin;
 mod registers;
+pub mod report;
 mod session;
 pub mod trace;
 mod traffic;

@@ -52,6 +52,21 @@ pub fn read(path: &Path) -> Result<Vec<Command>, TraceError> {
     if !rest.is_empty() {
         return Err(TraceError::Truncated { path: path.into(), len: bytes.len() });
     }
+    Ok(commands(entries))
+}
+
+/// A stream of this repository, by its name: `msi-ril-2cpu-mixed`, `sev-noril-64k` or `ats-msi-ril-2cpu`; nothing by any other.
+pub fn named(name: &str) -> Vec<Command> {
+    let bytes: &[u8] = match name {
+        "msi-ril-2cpu-mixed" => include_bytes!("../traces/msi-ril-2cpu-mixed.cmds"),
+        "sev-noril-64k" => include_bytes!("../traces/sev-noril-64k.cmds"),
+        "ats-msi-ril-2cpu" => include_bytes!("../traces/ats-msi-ril-2cpu.cmds"),
+        _ => &[],
+    };
+    commands(bytes.as_chunks().0)
+}
+
+fn commands(entries: &[[u8; 16]]) -> Vec<Command> {
     let words = |entry| bytemuck::cast::<[u8; 16], [u64; 2]>(entry).map(u64::from_le);
-    Ok(entries.iter().map(|entry| Command(words(*entry))).collect())
+    entries.iter().map(|entry| Command(words(*entry))).collect()
 }

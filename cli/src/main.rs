@@ -1,5 +1,6 @@
 //! The program `ecmdq`: runs emulated guests against the engine, serves a real one, shows and translates commands.
 
+mod bench;
 mod decode;
 mod run;
 mod serve;
@@ -26,6 +27,8 @@ struct Cli {
 enum Job {
     /// Lets emulated guests drive one worker, and shows what came of it.
     Run(run::Options),
+    /// Measures the engine beside its peers and the limit, and writes a report.
+    Bench(bench::Options),
     /// Serves one guest whose RAM is a file, until SIGTERM or SIGINT.
     Serve(serve::Options),
     /// Prints a stream of raw commands, one a line.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command.unwrap_or(Job::Run(cli.run)) {
         Job::Run(options) => run::run(&options).map_err(|e| e.to_string()),
+        Job::Bench(options) => bench::bench(&options).map_err(|e| e.to_string()),
         Job::Serve(options) => serve::serve(&options).map_err(|e| e.to_string()),
         Job::Decode(options) => decode::decode(&options).map_err(|e| e.to_string()),
         Job::Translate(options) => translate::translate(&options).map_err(|e| e.to_string()),

@@ -217,7 +217,7 @@ impl CommandQueue {
         let entries: &mut [_; BATCH] = bytemuck::cast_mut(buffer);
         let fetched = match &self.ring {
             Ring::Backed(consumer) => {
-                consumer.fetch(prod, entries, |entry| rules.ends_batch(Command(*entry)))
+                consumer.fetch_until(prod, entries, |entries| rules.batch_end(bytemuck::cast_slice(entries)))
             }
             Ring::Unbacked { cons } => match self.size.used(self.size.index(prod), *cons) {
                 Ok(0) => Ok(0),
@@ -234,10 +234,11 @@ impl CommandQueue {
                 if !forwarded.is_empty() {
                     self.sent.add(round);
                 }
-                if rules.forwards_atc() && has_atc_inv(forwarded) {
+                let cost = cost(forwarded);
+                // One costs more than a unit.
+                if cost > forwarded.len() as u64 && has_atc_inv(forwarded) {
                     self.atc.add(round);
                 }
-                let cost = cost(forwarded);
                 out.keep(applied.host);
                 let waited_for = matches!(applied.end, End::Sync(_) | End::Request(_));
                 self.consume(applied.taken - usize::from(waited_for));

@@ -118,6 +118,12 @@ impl<H: HostQueue> Submission<H> {
         (self.gone, self.panic) = (true, Some(message(panic)));
     }
 
+    /// Whether there is something that the VMM has not been told.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.panic.is_some() || self.news.is_some()
+    }
+
     /// What the host queue's panic said, once.
     pub fn take_panic(&mut self) -> Option<String> {
         self.panic.take()
@@ -176,7 +182,14 @@ impl<H: HostQueue> Submission<H> {
     }
 
     /// Hands the outbox over; when all of it is with the host, asks for the ticket that is due.
+    #[inline]
     pub fn hand_over(&mut self) {
+        if self.due || !self.out.is_empty() {
+            self.hand_over_some();
+        }
+    }
+
+    fn hand_over_some(&mut self) {
         if self.gone {
             self.out.clear();
             if std::mem::take(&mut self.due) {

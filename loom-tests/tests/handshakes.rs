@@ -57,7 +57,7 @@ impl Ecmdq {
         }
         let Some(consumer) = &mut self.consumer else { return };
         let mut entries = [[0; 2]; 2];
-        let n = consumer.fetch(prod, &mut entries, |_| false).expect("PROD and CONS stay consistent");
+        let n = consumer.fetch(prod, &mut entries).expect("PROD and CONS stay consistent");
         let good = entries[..n].iter().take_while(|entry| **entry == GOOD).count();
         if good > 0 {
             consumer.consume(good);

@@ -69,7 +69,7 @@ fn send<const WEAK: u8>(
 /// Consumes what is there, and checks it against what each producer's next entry must be.
 fn receive(consumer: &mut Consumer<LoomQueue>, next: &mut [u64]) -> u64 {
     let mut out = [[0; 2]; 4];
-    let n = consumer.fetch(consumer.prod(), &mut out, |_| false).expect("PROD is consistent");
+    let n = consumer.fetch(consumer.prod(), &mut out).expect("PROD is consistent");
     for entry in &out[..n] {
         let number = (entry[0] >> 32) as usize;
         assert_eq!(entry[1], !entry[0], "torn or early");
@@ -142,7 +142,7 @@ fn merge() -> u64 {
     let tickets = [ask(first), other.join().unwrap()];
     let consumer = Consumer::new(words, size, Index::ZERO);
     let mut out = [[0; 2]; 4];
-    let n = consumer.fetch(consumer.prod(), &mut out, |_| false).unwrap();
+    let n = consumer.fetch(consumer.prod(), &mut out).unwrap();
     for (end, ticket) in tickets {
         assert!(end < ticket, "it covers what was added");
         assert_eq!(out[ticket as usize - 1], SYNC);

@@ -70,9 +70,7 @@ fn cmdqen(orders: Orders) {
             }
             let consumer = consumer.as_mut()?;
             let mut entries = [[0; 2]; 2];
-            let n = consumer
-                .fetch(consumer.prod(), &mut entries, |_| false)
-                .expect("PROD was written before CR0");
+            let n = consumer.fetch(consumer.prod(), &mut entries).expect("PROD was written before CR0");
             if n > 0 {
                 assert_eq!(entries[..n], [GOOD]);
                 consumer.consume(n);
@@ -140,7 +138,7 @@ fn gerrorn(orders: Orders) {
                 return None;
             }
             let mut entries = [[0; 2]; 2];
-            let n = consumer.fetch(consumer.prod(), &mut entries, |_| false).unwrap();
+            let n = consumer.fetch(consumer.prod(), &mut entries).unwrap();
             if entries[..n] == [GOOD] {
                 consumer.consume(1);
                 return Some(());

@@ -35,8 +35,7 @@ fn explore(log2: u32, start: u32, count: u64, weak: Weak) {
         let mut next = 0;
         let mut out = [[0; 2]; 2];
         while next < count {
-            let n =
-                consumer.fetch(consumer.prod(), &mut out, |_| false).expect("PROD and CONS stay consistent");
+            let n = consumer.fetch(consumer.prod(), &mut out).expect("PROD and CONS stay consistent");
             if n == 0 {
                 thread::yield_now();
                 continue;
@@ -47,7 +46,7 @@ fn explore(log2: u32, start: u32, count: u64, weak: Weak) {
             }
             consumer.consume(n);
         }
-        assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(0), "nothing is left over");
+        assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(0), "nothing is left over");
         sender.join().unwrap();
     });
 }

@@ -4,6 +4,10 @@ use core::sync::atomic::Ordering::{Acquire, Release};
 
 use crate::{Entry, Inconsistent, Index, QueueSize, QueueWords};
 
+/// Slots that are loaded in one go: so many that a processor loads several cache lines at the same time, so few that not many are
+/// loaded in vain behind the one that ends it.
+const STEP: u32 = 16;
+
 /// Takes entries from a queue: [`fetch`](Self::fetch) copies, [`consume`](Self::consume) publishes CONS.
 ///
 /// CONS is private to the consumer; the shared word is an output and is never read back.
@@ -43,30 +47,45 @@ impl<W: QueueWords> Consumer<W> {
         self.words.load_prod(Acquire)
     }
 
-    /// Copies entries from CONS on into `out`, in order, and says how many: up to the index in the word `prod`, up to the
-    /// end of `out`, or up to and including the first for which `last` is true. Nothing is consumed.
+    /// Copies entries from CONS on into `out`, in order, and says how many: up to the index in the word `prod`, or up to the
+    /// end of `out`. Nothing is consumed.
     ///
     /// `prod` is a word that [`Self::prod`] returned: what it says about the queue and where it ends is from one load.
     ///
     /// # Errors
     ///
     /// [`Inconsistent`] if PROD and CONS contradict each other; nothing is copied.
-    pub fn fetch(
+    pub fn fetch(&self, prod: u32, out: &mut [Entry]) -> Result<usize, Inconsistent> {
+        self.fetch_until(prod, out, |_| None)
+    }
+
+    /// The same up to and including the first entry of a kind. Entries are shown to `find` a few at a time, in order; it says
+    /// which is the first of those. What `out` holds behind it is of no use.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::fetch`].
+    pub fn fetch_until(
         &self,
         prod: u32,
         out: &mut [Entry],
-        mut last: impl FnMut(&Entry) -> bool,
+        mut find: impl FnMut(&[Entry]) -> Option<usize>,
     ) -> Result<usize, Inconsistent> {
-        let used = self.size.used(self.size.index(prod), self.cons)?;
+        let used = self.size.used(self.size.index(prod), self.cons)? as usize;
+        let end = out.len().min(used);
         let mut n = 0;
-        for to in out.iter_mut().take(used as usize) {
-            *to = self.words.load_entry(self.size.slot(self.size.advance(self.cons, n)));
-            n += 1;
-            if last(to) {
-                break;
+        while n < end {
+            let slot = self.size.slot(self.size.advance(self.cons, n as u32));
+            // Where a ring ends, a step ends, too: the smaller of two powers of two.
+            let step = STEP.min(self.size.entries());
+            let to = end.min(n + (step - slot % step) as usize);
+            self.words.load_entries(slot, &mut out[n..to]);
+            match find(&out[n..to]) {
+                Some(at) => return Ok(n + at + 1),
+                None => n = to,
             }
         }
-        Ok(n as usize)
+        Ok(n)
     }
 
     /// Passes `n` fetched entries and publishes CONS.

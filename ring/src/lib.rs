@@ -43,7 +43,7 @@
 //! producer.publish();
 //!
 //! let mut out = [[0; 2]; 8];
-//! assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(2));
+//! assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(2));
 //! assert_eq!(out[..2], [[1, 2], [3, 4]]);
 //! consumer.consume(2);
 //! assert_eq!(producer.unconsumed(), 0);

@@ -18,6 +18,7 @@ use core::fmt;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use crate::producer::store;
 use crate::{AtomicWord, Entry, Index, QueueSize, QueueWords, Role};
 
 /// A word on a cache line of its own: what everybody writes is apart from what everybody reads.
@@ -134,10 +135,8 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
             return (0, self.head(), false);
         };
         let end = first + u64::from(n);
-        for (position, entry) in (first..end).zip(entries) {
-            self.words.store_entry(self.slot(position), *entry);
-        }
         let added = entries.len().min(n as usize);
+        store(&self.words, self.size, self.size.index(first as u32), &entries[..added]);
         let synced = n as usize > added;
         if let Some(sync) = sync.filter(|_| synced) {
             self.words.store_entry(self.slot(end - 1), sync(end));

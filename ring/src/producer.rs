@@ -66,10 +66,8 @@ impl<W: QueueWords> Producer<W> {
     pub fn write(&mut self, entries: &[Entry]) -> usize {
         let wanted = u32::try_from(entries.len()).unwrap_or(u32::MAX);
         let n = self.room(wanted).min(wanted);
-        for entry in &entries[..n as usize] {
-            self.words.store_entry(self.size.slot(self.prod), *entry);
-            self.prod = self.size.advance(self.prod, 1);
-        }
+        store(&self.words, self.size, self.prod, &entries[..n as usize]);
+        self.prod = self.size.advance(self.prod, n);
         n as usize
     }
 
@@ -95,4 +93,13 @@ impl<W: QueueWords> Producer<W> {
         // `cons` was checked against `prod` when it was read, and `prod` moves only within `free`.
         self.size.used(self.prod, self.cons).map_or(0, |used| self.size.entries() - used)
     }
+}
+
+/// Writes entries to the slots from `at` on, around the end of the ring.
+#[inline]
+pub(crate) fn store(words: &impl QueueWords, size: QueueSize, at: Index, entries: &[Entry]) {
+    let slot = size.slot(at);
+    let (first, second) = entries.split_at(entries.len().min((size.entries() - slot) as usize));
+    words.store_entries(slot, first);
+    words.store_entries(0, second);
 }

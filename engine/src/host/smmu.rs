@@ -6,7 +6,7 @@ use ecmdq_ring::handshake::{Handshake, Step};
 use ecmdq_ring::{Consumer, Index, QueueSize, QueueWords, SharedQueue, SharedRegion, Toggle};
 
 use super::{MsiWord, RingFormat};
-use crate::command::{Command, Opcode};
+use crate::command::{Command, Opcode, same_opcode};
 use crate::queue::CommandError;
 use crate::registers::{CONS_ERR_SHIFT, GERROR_CMDQ_ERR};
 
@@ -84,16 +84,14 @@ impl HostSmmu {
         }
         let Self { consumer, registers, control, msi, batch, received } = self;
         // Our own producers keep PROD consistent; were it not, an SMMU may take nothing as well.
-        let fetched = consumer.fetch(prod, &mut batch[..], |_| false).unwrap_or(0);
+        let fetched = consumer.fetch(prod, &mut batch[..]).unwrap_or(0);
         let commands: &[Command] = bytemuck::cast_slice(&batch[..fetched]);
         if commands.is_empty() {
             return 0;
         }
         let (n, error) = execute(commands);
         let executed = commands.get(..n).unwrap_or(commands);
-        for run in executed.chunk_by(|a, b| a.opcode() == b.opcode()) {
-            received[usize::from(run[0].opcode().0)] += run.len() as u64;
-        }
+        count(received, executed);
         consumer.consume(executed.len());
         if let Some(error) = error {
             control.fail(error, consumer, registers);
@@ -174,6 +172,17 @@ impl MsiWord {
         if irq && self.address == command.0[1] {
             // Release: CONS was stored before.
             self.region.store_u32(self.offset, command.bits(0, 63, 32) as u32, Release);
+        }
+    }
+}
+
+/// Counts commands by opcode: most come in runs of one.
+fn count(received: &mut [u64; 256], commands: &[Command]) {
+    for part in commands.chunks(16) {
+        if let Some(Opcode(opcode)) = same_opcode(part) {
+            received[usize::from(opcode)] += part.len() as u64;
+        } else {
+            part.iter().for_each(|command| received[usize::from(command.opcode().0)] += 1);
         }
     }
 }

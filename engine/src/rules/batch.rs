@@ -9,7 +9,7 @@ use super::compile::{Kind, Rule};
 use super::runs::{RUN, Whole, merge};
 use super::{Applied, End, Reason, Rejected, Request, Rules};
 use crate::command::table::{self, Role};
-use crate::command::{Command, Opcode};
+use crate::command::{Command, Opcode, same_opcode};
 use crate::identity::{StreamId, StreamMap};
 
 /// Why nothing more was taken.
@@ -40,6 +40,15 @@ impl Rules {
     #[inline]
     pub fn ends_batch(&self, command: Command) -> bool {
         matches!(self.rule(command).kind, Kind::Sync | Kind::Vmm)
+    }
+
+    /// The first command that [ends a batch](Self::ends_batch).
+    #[inline]
+    pub fn batch_end(&self, commands: &[Command]) -> Option<usize> {
+        if let Some(opcode) = same_opcode(commands) {
+            return self.ends_batch(Command([opcode.0.into(), 0])).then_some(0);
+        }
+        commands.iter().position(|command| self.ends_batch(*command))
     }
 
     /// Checks commands `from` the guest, and writes what the host gets for them to the front of `to`, in order.

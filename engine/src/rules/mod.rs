@@ -235,10 +235,6 @@ impl Rules {
         }
     }
 
-    /// Whether ATC_INV goes to the host.
-    pub(crate) fn forwards_atc(&self) -> bool {
-        self.table[usize::from(Opcode::ATC_INV.0)].kind == Kind::AtcInv
-    }
     /// Finds which commands are plain: what [`Self::range`] takes as it is, and all that has no such fields.
     fn find_plain(&mut self) {
         let unchanged = |words| self.range(words) == Ok(words);

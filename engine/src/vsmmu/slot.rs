@@ -57,6 +57,11 @@ impl Slot {
         }
     }
 
+    /// Whether it is disabled, and its own registers cannot enable it.
+    pub fn is_off(&self) -> bool {
+        self.queue.is_none() && matches!(self.control, Control::Cmdq { .. })
+    }
+
     /// The PROD register.
     pub fn prod(&self) -> u32 {
         // Acquire: pairs with the guest's barrier before its doorbell, so that the entries below PROD, and BASE when the

@@ -38,6 +38,8 @@ pub type OnRequest = Box<dyn FnMut(Request, Token) + Send>;
 enum Took {
     Nothing,
     Something,
+    /// Something, and there is more.
+    Part,
     /// There is something, and no credit or no room.
     Denied,
 }
@@ -196,19 +198,27 @@ impl State {
         if self.invalidating.is_some() {
             busy |= self.invalidate(to);
         }
-        let (mut denied, turns) = (None, self.rota.begin(all, allowance.spent_before()));
+        let (mut denied, mut more) = (None, false);
+        let turns = self.rota.begin(all, allowance.spent_before());
+        // Until the VMM follows SMMUEN, nothing is taken that depends on it.
+        let takes = self.smmuen_pending.is_none() && self.invalidating.is_none();
         for turn in 0..turns {
             let number = self.rota.turn(turn);
+            let waits = self.slots[number].waits();
+            if denied.is_some() && !waits && !self.rota.is_look(turn) {
+                // It has its turn in the next sweep, or in one after that: the first then is whoever was denied.
+                continue;
+            }
             self.serving = Some(number);
-            self.slots[number].more = false;
-            let completed = self.complete(number, to);
-            // Until the VMM follows SMMUEN, nothing is taken that depends on it.
-            let takes = self.smmuen_pending.is_none() && self.invalidating.is_none();
+            let completed = waits && self.complete(number, to);
             let took = if takes { self.take(number, to, allowance, &mut denied) } else { Took::Nothing };
+            more |= took == Took::Part;
             self.rota.note(number, completed || took != Took::Nothing || self.slots[number].waits());
-            busy |= completed || took == Took::Something;
+            busy |= completed || matches!(took, Took::Something | Took::Part);
         }
-        self.take_more(turns, to, allowance, &mut denied);
+        if more {
+            self.take_more(turns, to, allowance, &mut denied);
+        }
         self.serving = None;
         self.rota.end(denied);
         busy
@@ -290,8 +300,7 @@ impl State {
                 // It ends: each batch that leaves more has cost something.
                 if std::mem::take(&mut self.slots[number].more) {
                     self.serving = Some(number);
-                    self.take(number, to, allowance, denied);
-                    again |= self.slots[number].more;
+                    again |= self.take(number, to, allowance, denied) == Took::Part;
                 }
             }
         }
@@ -306,7 +315,7 @@ impl State {
         denied: &mut Option<usize>,
     ) -> Took {
         let slot = &mut self.slots[number];
-        if slot.quarantined {
+        if slot.quarantined || slot.is_off() {
             return Took::Nothing;
         }
         let prod = slot.prod();
@@ -345,10 +354,12 @@ impl State {
                 let spent = cost + applied.taken.saturating_sub(applied.host) as u64;
                 allowance.spend(spent);
                 slot.more = spent > 0 && matches!(applied.end, End::Batch) && queue.used(prod) != Some(0);
+                let took = if slot.more { Took::Part } else { Took::Something };
                 if let End::Sync(signal) = applied.end {
                     queue.waiting = Some(Waiting::Sync { signal, round: Some(to.sync()) });
                 }
                 self.account(number, applied);
+                return took;
             }
         }
         Took::Something

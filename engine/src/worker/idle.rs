@@ -18,6 +18,8 @@ use crate::host::HostQueue;
 use crate::sleep::{Sleeper, SleeperKind, Waker};
 use crate::vsmmu::Watch;
 
+/// Sweeps without anything to do after which the clock is read, and the processor may rest for a moment.
+const QUIET_SWEEPS: u32 = 8;
 /// How often a worker that is busy looks for host queues that stand still.
 const STALL_SWEEPS: u32 = 1 << 14;
 
@@ -211,7 +213,7 @@ impl<H: HostQueue> Worker<H> {
             .sleep
             .as_ref()
             .map_or(Idle { spin: Duration::from_micros(5), ..Idle::default() }, |sleep| sleep.idle);
-        let (mut quiet_since, mut held, mut sweeps) = (None, Vec::new(), 0_u32);
+        let (mut quiet_since, mut held, mut sweeps, mut quiet_sweeps) = (None, Vec::new(), 0_u32, 0_u32);
         // Relaxed: `stop` carries nothing but itself.
         while !self.stopped && !stop.load(Relaxed) {
             let busy = self.sweep(Some(&mut held));
@@ -220,7 +222,12 @@ impl<H: HostQueue> Worker<H> {
                 self.look_for_stalls(Instant::now(), idle.stalled);
             }
             if busy {
-                quiet_since = None;
+                (quiet_since, quiet_sweeps) = (None, 0);
+                continue;
+            }
+            // Reading the clock, and giving way to the other half of the core, take as long as a sweep.
+            quiet_sweeps += 1;
+            if !u32::is_multiple_of(quiet_sweeps, QUIET_SWEEPS) {
                 continue;
             }
             let now = Instant::now();

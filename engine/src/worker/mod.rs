@@ -256,10 +256,18 @@ impl<H: HostQueue> Worker<H> {
 }
 
 /// Does something with a host queue. One that panics counts as gone: what that leaves half done is not used any more.
+#[inline]
 fn guarded<H: HostQueue>(host: &mut Submission<H>, teller: &mut Teller, f: impl FnOnce(&mut Submission<H>)) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(host))) {
         host.give_up(&*panic);
     }
+    if host.has_news() {
+        tell(host, teller);
+    }
+}
+
+/// Tells the VMM what it has not been told of a host queue.
+fn tell<H: HostQueue>(host: &mut Submission<H>, teller: &mut Teller) {
     if let Some(message) = host.take_panic() {
         teller.tell(EventKind::Quarantined { queue: None, message });
     }

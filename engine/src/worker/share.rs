@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::command::{Command, Opcode};
+use crate::command::{Command, Opcode, same_opcode};
 
 /// Credit of a guest of weight 1 in a sweep.
 pub(crate) const QUANTUM: i64 = 512;
@@ -37,7 +37,11 @@ const COST: [u8; 256] = {
 
 /// What canonical commands cost.
 pub(crate) fn cost(commands: &[Command]) -> u64 {
-    commands.iter().map(|command| u64::from(COST[usize::from(command.opcode().0)])).sum()
+    let cost = |Opcode(opcode): Opcode| u64::from(COST[usize::from(opcode)]);
+    match same_opcode(commands) {
+        Some(opcode) => commands.len() as u64 * cost(opcode),
+        None => commands.iter().map(|command| cost(command.opcode())).sum(),
+    }
 }
 
 /// A guest's share of its worker.

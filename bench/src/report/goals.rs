@@ -1,0 +1,78 @@
+//! What was to be reached, beside what was measured.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Merging, Rate, RoundTrip, Spread};
+
+/// A ratio, and what it was to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Goal {
+    /// Which ratio.
+    pub what: String,
+    /// What it was to be.
+    pub goal: f64,
+    /// At least that, or at most.
+    pub at_least: bool,
+    /// What it is.
+    pub measured: Spread,
+}
+
+impl Goal {
+    /// Whether the median is as it was to be.
+    pub fn is_met(&self) -> bool {
+        if self.at_least { self.measured.median >= self.goal } else { self.measured.median <= self.goal }
+    }
+}
+
+/// The goals that the measurements say something of.
+pub(super) fn goals(rates: &[Rate], round_trips: &[RoundTrip], merging: &[Merging]) -> Vec<Goal> {
+    let rate = |load: &str, queues, batch, lane: &str| {
+        rates.iter().find(|rate| {
+            (rate.load.as_str(), rate.queues, rate.batch, rate.lane.as_str()) == (load, queues, batch, lane)
+        })
+    };
+    let mut goals = Vec::new();
+    let mut add = |what: String, goal, at_least, measured: Option<Spread>| {
+        goals.extend(measured.map(|measured| Goal { what, goal, at_least, measured }));
+    };
+    for batch in [64, 254] {
+        let engine = rate(super::measure::TLBI, 1, batch, "engine");
+        let what = format!("engine : limit, one queue, {batch} TLBIs a doorbell");
+        add(what, 0.80, true, engine.map(|rate| rate.of_limit));
+    }
+    for load in super::measure::RECORDED {
+        let what = |how| format!("engine : limit, one queue, recorded {load}, {how}");
+        let engine = |batch| rate(load, 1, batch, "engine").map(|rate| rate.of_limit);
+        add(what("64 commands a doorbell"), 0.80, true, engine(64));
+        add(what("as it was sent"), 0.80, true, engine(0));
+    }
+    let (one, many) =
+        (rate(super::measure::TLBI, 1, 64, "engine"), rate(super::measure::TLBI, 256, 64, "engine"));
+    let kept = one.zip(many).map(|(one, many)| Spread {
+        low: many.per_second.low / one.per_second.high,
+        median: many.per_second.median / one.per_second.median,
+        high: many.per_second.high / one.per_second.low,
+    });
+    add("engine with 256 queues : with one, 64 a doorbell".into(), 0.90, true, kept);
+    let engine = round_trips.iter().find(|trip| trip.lane == "engine");
+    add(
+        "TLBI and CMD_SYNC : one word there and back, p50".into(),
+        1.5,
+        false,
+        engine.map(|trip| trip.p50_of_floor),
+    );
+    add("the same at p99".into(), 2.0, false, engine.map(|trip| trip.p99_of_floor));
+    let against = |batch, lane: &str| rate(super::measure::TLBI, 1, batch, lane).map(|rate| rate.engine_is);
+    let peers = [
+        ("engine : virtqueue, 1 command a chain", 64, "virtqueue, 1 a chain", 40.0),
+        ("engine : virtqueue, 64 a chain", 64, "virtqueue, 64 a chain", 1.5),
+        ("engine : ArrayQueue, 64 a doorbell", 64, "ArrayQueue", 10.0),
+    ];
+    for (what, batch, lane, goal) in peers {
+        add(what.into(), goal, true, against(batch, lane));
+    }
+    let sixty_four = merging.iter().find(|merging| merging.guests == 64);
+    let merged = sixty_four.map(|merging| merging.guest_syncs_per_host_sync);
+    add("CMD_SYNCs of 64 guests for each of the host".into(), 20.0, true, merged);
+    goals
+}

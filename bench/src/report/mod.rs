@@ -1,0 +1,124 @@
+//! What a comparison has measured: as data, as a page with plots, and beside an older one.
+
+mod diff;
+mod goals;
+mod html;
+mod machine;
+mod measure;
+mod plots;
+
+pub use diff::{Change, changes};
+pub use goals::Goal;
+pub use html::html;
+pub use machine::MachineInfo;
+pub use measure::{Effort, measure};
+pub use plots::{Plot, plots};
+
+use serde::{Deserialize, Serialize};
+
+/// Everything. Of what is repeated, the ratio of two things is taken in each repetition, in which one follows the other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Figures {
+    /// What it ran on.
+    pub machine: MachineInfo,
+    /// Fewer cases, and fewer repetitions.
+    pub quick: bool,
+    /// The goals, first.
+    pub goals: Vec<Goal>,
+    /// Commands a second.
+    pub rates: Vec<Rate>,
+    /// CMD_SYNCs that are waited for.
+    pub round_trips: Vec<RoundTrip>,
+    /// CMD_SYNCs of many guests.
+    pub merging: Vec<Merging>,
+    /// Memory.
+    pub memory: Memory,
+}
+
+/// Of repeated measurements: the median, and the quartiles.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// A quarter is below.
+    pub low: f64,
+    /// Half is below.
+    pub median: f64,
+    /// A quarter is above.
+    pub high: f64,
+}
+
+impl Spread {
+    /// Of some measurements; of none, zero.
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |part: f64| {
+            let at = part * values.len().saturating_sub(1) as f64;
+            let (low, high) = (at.floor() as usize, at.ceil() as usize);
+            let value = |at: usize| values.get(at).copied().unwrap_or(0.0);
+            value(low) + (value(high) - value(low)) * at.fract()
+        };
+        Self { low: at(0.25), median: at(0.5), high: at(0.75) }
+    }
+
+    /// Half the distance of the quartiles, relative to the median.
+    pub fn noise(&self) -> f64 {
+        (self.high - self.low) / 2.0 / self.median.abs().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// How fast something carries commands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rate {
+    /// What is sent: `TLBI`, or the name of a recorded stream.
+    pub load: String,
+    /// How many queues.
+    pub queues: usize,
+    /// Commands a doorbell; 0 where it is as recorded.
+    pub batch: usize,
+    /// What carries them.
+    pub lane: String,
+    /// Commands a second.
+    pub per_second: Spread,
+    /// Relative to the limit.
+    pub of_limit: Spread,
+    /// The engine's rate relative to this one.
+    pub engine_is: Spread,
+}
+
+/// How long it takes from the doorbell of a TLBI and a CMD_SYNC until it has completed, in nanoseconds, since it was due.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RoundTrip {
+    /// What carries it.
+    pub lane: String,
+    /// The time from one to the next, in nanoseconds.
+    pub interval_ns: u64,
+    /// Half take less.
+    pub p50_ns: u64,
+    /// All but one of a hundred.
+    pub p99_ns: u64,
+    /// All but one of a thousand.
+    pub p999_ns: u64,
+    /// The median relative to that of the floor, by repetition.
+    pub p50_of_floor: Spread,
+    /// The 99th percentile relative to that of the floor, by repetition.
+    pub p99_of_floor: Spread,
+}
+
+/// CMD_SYNCs of guests, and those that the host executed for them.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Merging {
+    /// How many guests, each with an ECMDQ, and a TLBI before each CMD_SYNC.
+    pub guests: usize,
+    /// CMD_SYNCs of guests for each of the host.
+    pub guest_syncs_per_host_sync: Spread,
+}
+
+/// Memory that is there for each, in bytes, guest RAM not counted.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Memory {
+    /// A guest without ECMDQs.
+    pub guest: u64,
+    /// Each ECMDQ of one with 256.
+    pub queue: u64,
+    /// A worker, its host ring of 2^12 entries included.
+    pub worker: u64,
+}
