@@ -13,6 +13,7 @@ use hdrhistogram::Histogram;
 
 use super::{Executed, Guest, Schedule, Server, Transport};
 use crate::pin::{GUEST, SERVER, pin};
+use crate::session::{join, spawn};
 
 /// When a queue gets its next group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,20 +105,25 @@ impl<G: Guest + Send, S: Server + Send> Pair<G, S> {
     }
 
     /// Has the server serve on its processor while `work` is done with the guests on theirs.
-    fn serve_while<R>(&mut self, work: impl FnOnce(&mut [G]) -> R) -> R {
+    fn serve_while<R: Send>(&mut self, work: impl FnOnce(&mut [G]) -> R + Send) -> R {
         let Self { guests, server } = self;
         let (stop, ready) = (AtomicBool::new(false), Barrier::new(2));
+        let (stop, ready) = (&stop, &ready);
         thread::scope(|scope| {
-            scope.spawn(|| {
+            spawn(scope, "server".into(), move || {
                 pin(SERVER);
                 ready.wait();
-                server.run(&stop);
+                server.run(stop);
                 // What has no CMD_SYNC behind it may still be on its way.
                 while server.serve() {}
             });
-            pin(GUEST);
-            ready.wait();
-            let result = work(guests);
+            let guests = spawn(scope, "guests".into(), move || {
+                pin(GUEST);
+                ready.wait();
+                work(guests)
+            });
+            let result = join(guests);
+            // Relaxed: it carries nothing but itself.
             stop.store(true, Relaxed);
             result
         })

@@ -48,12 +48,14 @@ pub fn ping_pong(schedule: Schedule, times: &mut Histogram<u64>) {
                 back.store(round, Release);
             }
         });
-        pin(GUEST);
-        let mut round = 0;
-        schedule.keep(times, || {
-            round += 1;
-            there.store(round, Release);
-            spin_until(|| back.load(Acquire) == round);
+        scope.spawn(|| {
+            pin(GUEST);
+            let mut round = 0;
+            schedule.keep(times, || {
+                round += 1;
+                there.store(round, Release);
+                spin_until(|| back.load(Acquire) == round);
+            });
         });
     });
 }

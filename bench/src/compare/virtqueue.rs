@@ -68,7 +68,7 @@ impl<const N: usize> Transport for Virtqueue<N> {
             let region = ram.region(GuestAddress(base), BYTES).ok_or(io::ErrorKind::InvalidInput)?;
             // The ring of heads, behind the flags and the index; 16 bits each.
             for pair in 0..Driver::<N>::DESCRIPTORS.div_ceil(2) {
-                let heads = (2 * pair | (2 * pair + 1) << 16) as u32;
+                let heads = ((2 * pair + 1) << 16 | (2 * pair)) as u32;
                 region.store_u32(AVAILABLE + 4 + 4 * pair, heads, Relaxed);
             }
             drivers.push(Driver { memory: region, base, available: 0, used: 0 });

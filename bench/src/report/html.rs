@@ -31,7 +31,7 @@ pub fn html(figures: &Figures) -> Result<String, Box<dyn Error>> {
     );
     page += &table("Ratios", &["", "goal", "measured", "", ""], goals.iter().map(goal));
     for Plot { caption, svg, .. } in plots(figures)? {
-        write!(page, "<figure>{svg}<figcaption>{caption}</figcaption></figure>\n")?;
+        writeln!(page, "<figure>{svg}<figcaption>{caption}</figcaption></figure>")?;
     }
     let trips = round_trips.iter().map(trip);
     let head = ["round trip, ns", "each", "p50", "p99", "p99.9", "p50 : one word", "p99 : one word"];

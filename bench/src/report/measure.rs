@@ -172,37 +172,47 @@ fn round_trips(effort: &Effort) -> io::Result<Vec<RoundTrip>> {
         TRAP => Schedule { interval: Duration::from_micros(200), requests: requests / 20 },
         _ => Schedule { interval: Duration::from_micros(2), requests },
     };
-    let mut lanes = Vec::new();
-    for (name, open, _) in WAYS {
-        lanes.push((name, Some(open(1)?), histogram()?, Vec::new()));
+    let mut all = vec![Timed { lane: FLOOR, open: None, times: histogram()?, each: Vec::new() }];
+    for (lane, open, _) in WAYS {
+        all.push(Timed { lane, open: Some(open(1)?), times: histogram()?, each: Vec::new() });
     }
-    lanes.insert(0, (FLOOR, None, histogram()?, Vec::new()));
     for _ in 0..repetitions {
-        for (name, lane, all, each) in &mut lanes {
+        for timed in &mut all {
             let mut times = histogram()?;
-            match lane {
-                Some(lane) => lane.round_trips(1, schedule(name), &mut times),
-                None => ping_pong(schedule(name), &mut times),
+            match &mut timed.open {
+                Some(lane) => lane.round_trips(1, schedule(timed.lane), &mut times),
+                None => ping_pong(schedule(timed.lane), &mut times),
             }
-            each.push([0.5, 0.99].map(|part| times.value_at_quantile(part) as f64));
-            *all += times;
+            timed.each.push([0.5, 0.99].map(|part| times.value_at_quantile(part) as f64));
+            timed.times += times;
         }
     }
-    let floor = lanes[0].3.clone();
-    let trip = |(name, _, all, each): &(&str, Option<Box<dyn Lane>>, Histogram<u64>, Vec<[f64; 2]>)| {
-        let of_floor =
-            |which: usize| Spread::of(each.iter().zip(&floor).map(|(a, b)| a[which] / b[which]).collect());
+    let trip = |Timed { lane, times, each, .. }: &Timed| {
+        let of_floor = |which: usize| {
+            Spread::of(
+                each.iter().zip(&all[0].each).map(|(this, floor)| this[which] / floor[which]).collect(),
+            )
+        };
         RoundTrip {
-            lane: (*name).into(),
-            interval_ns: schedule(name).interval.as_nanos() as u64,
-            p50_ns: all.value_at_quantile(0.5),
-            p99_ns: all.value_at_quantile(0.99),
-            p999_ns: all.value_at_quantile(0.999),
+            lane: (*lane).into(),
+            interval_ns: schedule(lane).interval.as_nanos() as u64,
+            p50_ns: times.value_at_quantile(0.5),
+            p99_ns: times.value_at_quantile(0.99),
+            p999_ns: times.value_at_quantile(0.999),
             p50_of_floor: of_floor(0),
             p99_of_floor: of_floor(1),
         }
     };
-    Ok(lanes.iter().map(trip).collect())
+    Ok(all.iter().map(trip).collect())
+}
+
+/// What is timed, all of its times, and the median and the 99th percentile of each repetition.
+struct Timed {
+    lane: &'static str,
+    /// `None` for the floor.
+    open: Option<Box<dyn Lane>>,
+    times: Histogram<u64>,
+    each: Vec<[f64; 2]>,
 }
 
 fn merged(effort: &Effort, guests: usize) -> io::Result<Merging> {

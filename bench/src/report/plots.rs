@@ -127,10 +127,9 @@ fn lines(rates: &[&Rate], x: fn(&Rate) -> usize, what: &str) -> Result<String, F
 
 /// Three times for each lane, logarithmic.
 fn dots(round_trips: &[RoundTrip]) -> Result<String, Fail> {
-    let quantiles: [(&str, fn(&RoundTrip) -> u64); 3] =
-        [("50 %", |trip| trip.p50_ns), ("99 %", |trip| trip.p99_ns), ("99.9 %", |trip| trip.p999_ns)];
-    let all = quantiles.iter().flat_map(|(_, of)| round_trips.iter().map(|trip| of(trip) as f64));
-    let (low, high) = bounds(all);
+    let quantiles = ["50 %", "99 %", "99.9 %"];
+    let times = |trip: &RoundTrip| [trip.p50_ns, trip.p99_ns, trip.p999_ns].map(|ns| ns as f64);
+    let (low, high) = bounds(round_trips.iter().flat_map(times));
     let rows = round_trips.len() as f64;
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -155,11 +154,11 @@ fn dots(round_trips: &[RoundTrip]) -> Result<String, Fail> {
         let line = [(low, row), (high, row)];
         chart.draw_series(LineSeries::new(line, BLACK.mix(0.1)))?;
         chart.draw_series([Text::new(trip.lane.clone(), (left, row - 0.2), FONT)])?;
-        let line = [(trip.p50_ns as f64, row), (trip.p999_ns as f64, row)];
+        let line = times(trip).map(|ns| (ns, row));
         chart.draw_series(LineSeries::new(line, BLACK.mix(0.4)))?;
     }
-    for (i, (name, of)) in quantiles.into_iter().enumerate() {
-        let points = (0..).zip(round_trips).map(|(row, trip)| (of(trip) as f64, f64::from(row)));
+    for (i, name) in quantiles.into_iter().enumerate() {
+        let points = (0..).zip(round_trips).map(|(row, trip)| (times(trip)[i], f64::from(row)));
         chart
             .draw_series(points.map(|at| marker(at, i + 1)))?
             .label(name)
