@@ -89,12 +89,7 @@ impl Driver {
     ) -> Result<Self, DriverError> {
         let registers = Registers::Memory(pages.clone());
         let producer = producer(&registers, ring, log2, pages, CMDQ_PROD)?;
-        registers.set_cr0(0)?;
-        pages.store_u64(CMDQ_BASE, base.0 | u64::from(log2), Release);
-        pages.store_u32(CMDQ_PROD, 0, Release);
-        pages.store_u32(CMDQ_CONS, 0, Release);
-        registers.set_cr0(CR0_CMDQEN)?;
-        registers.set_cr0(CR0_CMDQEN | CR0_SMMUEN)?;
+        enable_cmdq(&registers, base, log2)?;
         Ok(Self { kind: Kind::Cmdq(registers), producer, base })
     }
 
@@ -135,12 +130,8 @@ impl Driver {
         // The queue is empty: `send` waits for all that it sends.
         self.producer.write(bytemuck::cast_slice(commands));
         let slot = self.producer.size().slot(self.producer.prod());
-        let own = self.base.0 + 16 * u64::from(slot);
-        let command = match sync {
-            Sync::Msi => [CS_IRQ_ISH_WB, own],
-            Sync::Cons => [CS_SEV_ISH_WB, 0],
-        };
-        self.producer.write(&[command]);
+        let command = cmd_sync(sync, self.base.0 + 16 * u64::from(slot));
+        self.producer.write(&[command.0]);
         let start = Instant::now();
         // An ECMDQ's doorbell says EN and ERRACK again: they are in the same register.
         self.producer.publish();
@@ -167,28 +158,22 @@ impl Driver {
     }
 
     fn check(&self, start: Instant) -> Result<(), DriverError> {
-        let (error, cons) = match &self.kind {
-            Kind::Cmdq(registers) => {
-                // GERROR before CONS: what CONS says of an error is visible with it.
-                let active = registers.read(GERROR) ^ registers.read(GERRORN);
-                let cons = self.cons();
-                ((active & GERROR_CMDQ_ERR != 0).then_some(cons >> CONS_ERR_SHIFT), cons)
-            }
+        let (words, size) = (self.producer.words(), self.producer.size());
+        let error = match &self.kind {
+            Kind::Cmdq(registers) => queue_error(registers, words, size),
             Kind::Ecmdq => {
                 let cons = self.cons();
                 let active = (cons ^ self.producer.flags()) & ERR != 0;
-                (active.then_some(cons >> REASON_SHIFT & 7), cons)
+                active.then(|| command_error(words, size, cons, cons >> REASON_SHIFT & 7))
             }
         };
-        if let Some(code) = error {
-            let size = self.producer.size();
-            let entry = self.producer.words().load_entry(size.slot(size.index(cons)));
-            return Err(DriverError::Command { code, cons: cons & INDEX, command: Command(entry) });
+        match error {
+            Some(error) => Err(error),
+            None if start.elapsed() > TIMEOUT => {
+                Err(DriverError::SyncTimeout { prod: self.producer.prod().raw(), cons: self.cons() })
+            }
+            None => Ok(()),
         }
-        if start.elapsed() > TIMEOUT {
-            return Err(DriverError::SyncTimeout { prod: self.producer.prod().raw(), cons });
-        }
-        Ok(())
     }
 
     /// The CONS register.
@@ -196,6 +181,43 @@ impl Driver {
         // Acquire: with an error, everything before it is seen.
         self.producer.words().load_cons(Acquire)
     }
+}
+
+/// Resets the SMMU as a driver does, and enables its CMDQ.
+pub(crate) fn enable_cmdq(registers: &Registers, base: GuestAddress, log2: u32) -> Result<(), DriverError> {
+    registers.set_cr0(0)?;
+    registers.write_u64(CMDQ_BASE, base.0 | u64::from(log2));
+    registers.write(CMDQ_PROD, 0);
+    registers.write(CMDQ_CONS, 0);
+    registers.set_cr0(CR0_CMDQEN)?;
+    registers.set_cr0(CR0_CMDQEN | CR0_SMMUEN)
+}
+
+/// A CMD_SYNC in the slot at an address.
+pub(crate) fn cmd_sync(sync: Sync, slot: u64) -> Command {
+    Command(match sync {
+        Sync::Msi => [CS_IRQ_ISH_WB, slot],
+        Sync::Cons => [CS_SEV_ISH_WB, 0],
+    })
+}
+
+/// The error of the CMDQ that is active.
+pub(crate) fn queue_error(
+    registers: &Registers,
+    words: &SharedQueue,
+    size: QueueSize,
+) -> Option<DriverError> {
+    // GERROR before CONS: what CONS says of an error is visible with it.
+    let active = registers.read(GERROR) ^ registers.read(GERRORN);
+    // Acquire: with an error, everything before it is seen.
+    let cons = words.load_cons(Acquire);
+    let stopped = active & GERROR_CMDQ_ERR != 0;
+    stopped.then(|| command_error(words, size, cons, cons >> CONS_ERR_SHIFT))
+}
+
+fn command_error(words: &SharedQueue, size: QueueSize, cons: u32, code: u32) -> DriverError {
+    let entry = words.load_entry(size.slot(size.index(cons)));
+    DriverError::Command { code, cons: cons & INDEX, command: Command(entry) }
 }
 
 /// The producer of an empty queue whose PROD, and CONS behind it, are at `prod` of `words`.

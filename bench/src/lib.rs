@@ -3,6 +3,7 @@
 //! * [`Machine`]: the memory, registers and identities of one emulated guest.
 //! * [`Registers`]: how the guest reaches the registers: memory, or traps with mapped control pages.
 //! * [`Driver`]: what a guest's driver does with a CMDQ or an ECMDQ: enable it, send commands, wait for the CMD_SYNC.
+//! * [`Cmdlist`]: the same for a CMDQ that all vCPUs of a guest share.
 //! * [`Traffic`]: what it sends: a built-in mix, or a recorded stream.
 //! * [`Verifier`]: compares what the host received with what the guests sent, by rules of its own.
 //! * [`Session`]: guests, a worker and a host on threads of their own.
@@ -12,6 +13,7 @@
 //! * [`LiveModel`]: guests and workers in front of a model SMMU, whose caches the guests fill and look at.
 
 mod cached;
+mod cmdlist;
 pub mod compare;
 mod driver;
 mod idle;
@@ -25,6 +27,7 @@ pub mod trace;
 mod traffic;
 mod verify;
 
+pub use cmdlist::Cmdlist;
 pub use driver::{Driver, DriverError, Sync};
 pub use idle::{IDLE_QUEUES, IdleReport, idle};
 pub use live_model::{CachesReport, LiveModel};

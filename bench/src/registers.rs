@@ -55,6 +55,14 @@ impl Registers {
         }
     }
 
+    /// Writes a 64-bit register of page 0 or 1.
+    pub fn write_u64(&self, register: usize, value: u64) {
+        match self {
+            Self::Memory(pages) => pages.store_u64(register, value, Release),
+            Self::Trapped(smmu, _) => smmu.mmio_write(register as u64, &value.to_le_bytes()),
+        }
+    }
+
     /// Resets the SMMU as a driver does that uses no CMDQ: everything off, then translation on.
     ///
     /// # Errors

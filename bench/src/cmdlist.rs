@@ -1,0 +1,394 @@
+//! One CMDQ for all vCPUs of a guest, without a lock around it: how Linux's driver adds commands (facts sheet, section 7.4).
+//!
+//! A *shadow* word holds PROD, an OWNED bit above it, and the CONS up to which slots may be used again. A vCPU that adds
+//!
+//! 1. **reserves** its slots by a compare-and-swap of the shadow, if there is room, and sets OWNED with it: who found it clear is
+//!    the *owner*, and will ring for all who come until it clears it again;
+//! 2. **writes** its commands, the CMD_SYNC last;
+//! 3. **marks** its slots as valid, a bit each, whose meaning flips each time the ring wraps, so that nobody has to clear it;
+//! 4. if it is the owner: waits until the owner before it has rung; clears OWNED, which fixes how far it is to ring; waits until all
+//!    slots up to there are valid; rings once; tells the next owner;
+//! 5. **waits** for its CMD_SYNC.
+//!
+//! Who waits for a CMD_SYNC (from before 3 on) is counted, and while anybody is, the shadow's CONS does not move: so no slot is used
+//! again under a CMD_SYNC whose MSI has not been seen. The last one to leave moves it; so does who finds no room and nobody waiting.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+use std::time::{Duration, Instant};
+
+use crossbeam::utils::{Backoff, CachePadded};
+use ecmdq_engine::Command;
+use ecmdq_engine::registers::{CMDQ_CONS, CMDQ_PROD};
+use ecmdq_ring::{Index, QueueSize, QueueWords, SharedQueue, SharedRegion};
+use vm_memory::GuestAddress;
+
+use crate::driver::{DriverError, Sync, cmd_sync, enable_cmdq, queue_error};
+use crate::registers::{Registers, TIMEOUT};
+
+/// The most commands that are added at once: more are split, and the last part has the CMD_SYNC.
+const BATCH: usize = 64;
+/// In the shadow, above PROD; never in the register.
+const OWNED: u32 = 1 << 31;
+
+/// A vCPU's handle to a CMDQ that it shares with others.
+#[derive(Clone, Debug)]
+pub struct Cmdlist {
+    words: SharedQueue,
+    size: QueueSize,
+    base: GuestAddress,
+    registers: Registers,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// PROD and OWNED below, CONS above.
+    shadow: CachePadded<AtomicU64>,
+    /// What the last owner rang with.
+    rung: CachePadded<AtomicU32>,
+    /// How many wait for a CMD_SYNC; far below zero while somebody who found no room moves CONS.
+    waiting: CachePadded<AtomicI32>,
+    valid: Box<[AtomicU64]>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Shadow {
+    prod: Index,
+    owned: bool,
+    cons: Index,
+}
+
+impl Cmdlist {
+    /// Resets the SMMU as a driver does, and enables a CMDQ of 2^`log2` entries at `base`, whose memory is `ring`.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::NoQueue`], [`DriverError::NoAck`].
+    pub fn new(
+        pages: &SharedRegion,
+        base: GuestAddress,
+        ring: SharedRegion,
+        log2: u32,
+    ) -> Result<Self, DriverError> {
+        let registers = Registers::Memory(pages.clone());
+        let size = QueueSize::from_log2(log2).ok_or(DriverError::NoQueue(log2))?;
+        let words = SharedQueue::new(ring, 0, size, pages.clone(), CMDQ_PROD, CMDQ_CONS);
+        let words = words.ok_or(DriverError::NoQueue(log2))?;
+        enable_cmdq(&registers, base, log2)?;
+        Ok(Self::over(words, size, base, registers))
+    }
+
+    /// Over a queue that is enabled and empty.
+    fn over(words: SharedQueue, size: QueueSize, base: GuestAddress, registers: Registers) -> Self {
+        let valid = (0..size.entries().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let shared = Arc::new(Shared {
+            shadow: CachePadded::default(),
+            rung: CachePadded::default(),
+            waiting: CachePadded::default(),
+            valid,
+        });
+        Self { words, size, base, registers, shared }
+    }
+
+    /// Adds commands and a CMD_SYNC, waits until it has completed, and tells how long that took.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::SyncTimeout`], [`DriverError::Command`].
+    pub fn send(&self, commands: &[Command], sync: Sync) -> Result<Duration, DriverError> {
+        let start = Instant::now();
+        // The CMD_SYNC is one more; a queue may be smaller than a batch.
+        let most = BATCH.min(self.size.entries() as usize) - 1;
+        let (last, others) = match commands.len() {
+            0..=BATCH if commands.len() <= most => (commands, &commands[..0]),
+            len => (&commands[len / most * most..], &commands[..len / most * most]),
+        };
+        for batch in others.chunks(most) {
+            self.add(batch, None, start)?;
+        }
+        self.add(last, Some(sync), start)?;
+        Ok(start.elapsed())
+    }
+
+    fn add(&self, commands: &[Command], sync: Option<Sync>, start: Instant) -> Result<(), DriverError> {
+        let n = commands.len() as u32 + u32::from(sync.is_some());
+        let before = self.reserve(n, start)?;
+        let (first, end) = (before.prod, self.size.advance(before.prod, n));
+        for (i, command) in (0..).zip(commands) {
+            self.words.store_entry(self.slot(first, i), command.0);
+        }
+        let sync_at = self.size.advance(first, n - 1);
+        if let Some(sync) = sync {
+            let slot = self.size.slot(sync_at);
+            self.words.store_entry(slot, cmd_sync(sync, self.base.0 + 16 * u64::from(slot)).0);
+            self.begin_waiting();
+        }
+        self.mark(first, n);
+        let rung = if before.owned { Ok(()) } else { self.ring(first, start) };
+        let Some(sync) = sync else { return rung };
+        // After an error nothing goes on: CONS need not move.
+        rung.and_then(|()| self.wait_for(sync, sync_at, end, start))?;
+        self.end_waiting(end);
+        Ok(())
+    }
+
+    /// Step 1. The shadow as it was before.
+    fn reserve(&self, n: u32, start: Instant) -> Result<Shadow, DriverError> {
+        let backoff = Backoff::new();
+        loop {
+            // Relaxed: what counts is what the exchange finds.
+            let word = self.shared.shadow.load(Relaxed);
+            let shadow = self.unpack(word);
+            let used = self.size.used(shadow.prod, shadow.cons).unwrap_or(self.size.entries());
+            if self.size.entries() - used < n {
+                self.make_room();
+                self.pause(&backoff, start)?;
+                continue;
+            }
+            let new = Shadow { prod: self.size.advance(shadow.prod, n), owned: true, ..shadow };
+            // Acquire: pairs with `move_cons`: the slots that CONS has passed are free. Release: see `ring`.
+            if self.shared.shadow.compare_exchange(word, pack(new), AcqRel, Relaxed).is_ok() {
+                return Ok(shadow);
+            }
+        }
+    }
+
+    /// Step 3.
+    fn mark(&self, first: Index, n: u32) {
+        let mut done = 0;
+        while done < n {
+            let slot = self.slot(first, done);
+            let (word, bit) = (slot / 64, slot % 64);
+            let bits = (n - done).min(64 - bit).min(self.size.entries() - slot);
+            let mask = (u64::MAX >> (64 - bits)) << bit;
+            // Release: pairs with the owner's acquire load in `ring`: the entries are written.
+            self.shared.valid[word as usize].fetch_xor(mask, Release);
+            done += bits;
+        }
+    }
+
+    /// Whether a slot has been marked on the way round that its index belongs to.
+    fn is_valid(&self, index: Index) -> bool {
+        let slot = self.size.slot(index);
+        // Acquire: pairs with `mark`.
+        let bit = self.shared.valid[slot as usize / 64].load(Acquire) >> (slot % 64) & 1;
+        // The first way round sets it, the next one clears it, and so on.
+        (bit == 1) == (index.raw() & self.size.entries() == 0)
+    }
+
+    /// Step 4.
+    fn ring(&self, first: Index, start: Instant) -> Result<(), DriverError> {
+        let Shared { shadow, rung, .. } = &*self.shared;
+        let backoff = Backoff::new();
+        // Acquire: pairs with the store below, of the owner before: its PROD is written.
+        while rung.load(Acquire) != first.raw() {
+            self.pause(&backoff, start)?;
+        }
+        // Acquire and release: pairs with `reserve`: who comes after this finds it clear, and is the next owner.
+        let end = self.unpack(shadow.fetch_and(!u64::from(OWNED), AcqRel)).prod;
+        let mut index = first;
+        let backoff = Backoff::new();
+        while index != end {
+            if self.is_valid(index) {
+                index = self.size.advance(index, 1);
+            } else {
+                self.pause(&backoff, start)?;
+            }
+        }
+        // Release: pairs with the SMMU's acquire load of PROD: all entries, others' too, which `is_valid` has acquired.
+        self.words.store_prod(end.raw(), Release);
+        rung.store(end.raw(), Release);
+        Ok(())
+    }
+
+    /// Step 5: until the CMD_SYNC at `at` has completed.
+    fn wait_for(&self, sync: Sync, at: Index, end: Index, start: Instant) -> Result<(), DriverError> {
+        let offset = 16 * self.size.slot(at) as usize;
+        let backoff = Backoff::new();
+        loop {
+            let done = match sync {
+                // Acquire: pairs with the SMMU's write: what the CMD_SYNC completed is seen.
+                Sync::Msi => self.words.ring().load_u32(offset, Acquire) == 0,
+                Sync::Cons => true,
+            };
+            // After an MSI, CONS must have passed the CMD_SYNC already. While anybody waits no more than the ring's size is
+            // between any two positions.
+            if done && self.size.used(self.cons(), end).is_ok() {
+                return Ok(());
+            }
+            self.pause(&backoff, start)?;
+        }
+    }
+
+    fn cons(&self) -> Index {
+        // Acquire: pairs with the SMMU's release store of CONS: it has read the entries before.
+        self.size.index(self.words.load_cons(Acquire))
+    }
+
+    fn begin_waiting(&self) {
+        let backoff = Backoff::new();
+        loop {
+            // Relaxed: what counts is what the exchange finds.
+            let n = self.shared.waiting.load(Relaxed).max(0);
+            // Acquire: pairs with the release in `make_room`.
+            if self.shared.waiting.compare_exchange(n, n + 1, Acquire, Relaxed).is_ok() {
+                return;
+            }
+            backoff.snooze();
+        }
+    }
+
+    /// The CMD_SYNC before the position `end` has completed.
+    fn end_waiting(&self, end: Index) {
+        let waiting = &self.shared.waiting;
+        // Relaxed: who moves CONS does so before it leaves, and leaves with a release. Others may have begun to wait since: their
+        // CMD_SYNCs are behind this one, or it would not have completed.
+        if waiting.load(Relaxed) == 1 {
+            self.move_cons(end);
+        }
+        // Release: pairs with the acquire in `make_room`.
+        waiting.fetch_sub(1, Release);
+    }
+
+    /// Moves the shadow's CONS if nobody waits.
+    fn make_room(&self) {
+        let waiting = &self.shared.waiting;
+        // Acquire: pairs with `end_waiting`; those who have left have seen their MSI.
+        if waiting.compare_exchange(0, i32::MIN, Acquire, Relaxed).is_ok() {
+            self.move_cons(self.cons());
+            // Release: pairs with `begin_waiting`.
+            waiting.store(0, Release);
+        }
+    }
+
+    fn move_cons(&self, cons: Index) {
+        // Release: pairs with `reserve`: the SMMU has read what CONS has passed.
+        let _ = self.shared.shadow.fetch_update(Release, Relaxed, |word| {
+            Some(pack(Shadow { cons, ..self.unpack(word) }))
+        });
+    }
+
+    /// Gives way; looks for errors when it has taken a while.
+    fn pause(&self, backoff: &Backoff, start: Instant) -> Result<(), DriverError> {
+        if backoff.is_completed() {
+            if let Some(error) = queue_error(&self.registers, &self.words, self.size) {
+                return Err(error);
+            }
+            if start.elapsed() > TIMEOUT {
+                let prod = self.unpack(self.shared.shadow.load(Relaxed)).prod.raw();
+                return Err(DriverError::SyncTimeout { prod, cons: self.words.load_cons(Acquire) });
+            }
+        }
+        backoff.snooze();
+        Ok(())
+    }
+
+    fn slot(&self, first: Index, n: u32) -> u32 {
+        self.size.slot(self.size.advance(first, n))
+    }
+
+    fn unpack(&self, word: u64) -> Shadow {
+        let (prod, cons) = (word as u32, (word >> 32) as u32);
+        Shadow { prod: self.size.index(prod), owned: prod & OWNED != 0, cons: self.size.index(cons) }
+    }
+}
+
+fn pack(Shadow { prod, owned, cons }: Shadow) -> u64 {
+    u64::from(prod.raw() | if owned { OWNED } else { 0 }) | u64::from(cons.raw()) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::{Relaxed, Release};
+    use std::thread;
+
+    use ecmdq_ring::Consumer;
+
+    use super::*;
+
+    const CMDS: usize = 0x4000;
+    const PAGES: usize = 0x1000;
+
+    /// Commands as they came, the CMD_SYNCs completed as an SMMU does: CONS, and then the MSI.
+    fn smmu(mut consumer: Consumer<SharedQueue>, base: u64, stop: &AtomicBool) -> Vec<[u64; 2]> {
+        let (mut taken, mut buffer) = (Vec::new(), [[0; 2]; 5]);
+        loop {
+            let last = stop.load(Relaxed);
+            let n = consumer.fetch(consumer.prod(), &mut buffer).expect("PROD and CONS stay consistent");
+            for entry in &buffer[..n] {
+                consumer.consume(1);
+                if entry[0] & 0xff == 0x46 && entry[1] != 0 {
+                    consumer.words().ring().store_u32((entry[1] - base) as usize, 0, Release);
+                }
+                taken.push(*entry);
+            }
+            if n == 0 && last {
+                return taken;
+            }
+            thread::yield_now();
+        }
+    }
+
+    /// So many vCPUs send groups of 0 to 20 commands; each command names its vCPU and has a number.
+    fn run(log2: u32, vcpus: u64, groups: u64, sync: Sync) {
+        let (ring, pages) =
+            (SharedRegion::from_words(vec![0; CMDS / 8]), SharedRegion::from_words(vec![0; PAGES / 8]));
+        let size = QueueSize::from_log2(log2).expect("a size");
+        let ring = ring.part(0, size.bytes()).expect("it fits");
+        let words =
+            || SharedQueue::new(ring.clone(), 0, size, pages.clone(), CMDQ_PROD, CMDQ_CONS).expect("it fits");
+        let base = GuestAddress(0x4000_0000);
+        let cmdlist = Cmdlist::over(words(), size, base, Registers::Memory(pages.clone()));
+        let (consumer, stop) = (Consumer::new(words(), size, Index::ZERO), AtomicBool::new(false));
+        let taken = thread::scope(|scope| {
+            let smmu = scope.spawn(|| smmu(consumer, base.0, &stop));
+            let vcpus: Vec<_> = (0..vcpus)
+                .map(|vcpu| {
+                    let cmdlist = cmdlist.clone();
+                    scope.spawn(move || {
+                        let mut sent = 0;
+                        for group in 0..groups {
+                            let commands: Vec<_> =
+                                (0..group % 21).map(|i| Command([0x12 | vcpu << 32, sent + i])).collect();
+                            sent += commands.len() as u64;
+                            cmdlist.send(&commands, sync).expect("a CMD_SYNC that completes");
+                        }
+                        sent
+                    })
+                })
+                .collect();
+            let sent: Vec<_> = vcpus.into_iter().map(|vcpu| vcpu.join().expect("no panic")).collect();
+            stop.store(true, Relaxed);
+            (smmu.join().expect("no panic"), sent)
+        });
+        let (taken, sent) = taken;
+        let mut next = vec![0; sent.len()];
+        for [low, number] in taken.iter().filter(|entry| entry[0] & 0xff == 0x12) {
+            let next = &mut next[(low >> 32) as usize];
+            assert_eq!(number, next, "each once, and in its vCPU's order");
+            *next += 1;
+        }
+        assert_eq!(next, sent);
+        let syncs = taken.iter().filter(|entry| entry[0] & 0xff == 0x46).count() as u64;
+        assert_eq!(syncs, vcpus * groups);
+    }
+
+    #[test]
+    fn all_commands_come_once_and_each_vcpus_in_order_many_times_around() {
+        for sync in [Sync::Msi, Sync::Cons] {
+            run(2, 3, 400, sync);
+            run(3, 2, 600, sync);
+            run(4, 4, 400, sync);
+            // More than one word of marks.
+            run(7, 3, 1000, sync);
+        }
+    }
+
+    #[test]
+    fn one_alone_is_its_own_owner() {
+        run(4, 1, 300, Sync::Msi);
+    }
+}
