@@ -213,9 +213,10 @@ impl Cmdlist {
                 Sync::Msi => self.words.ring().load_u32(offset, Acquire) == 0,
                 Sync::Cons => true,
             };
-            // After an MSI, CONS must have passed the CMD_SYNC already. While anybody waits no more than the ring's size is
-            // between any two positions.
-            if done && self.size.used(self.cons(), end).is_ok() {
+            // After an MSI, CONS must have passed the CMD_SYNC already. It is less than the ring's size away from it, on either
+            // side: while we wait, that is as far as anybody can have got.
+            let passed = self.size.used(self.cons(), end);
+            if done && passed.is_ok_and(|passed| passed < self.size.entries()) {
                 return Ok(());
             }
             self.pause(&backoff, start)?;
@@ -265,9 +266,10 @@ impl Cmdlist {
 
     fn move_cons(&self, cons: Index) {
         // Release: pairs with `reserve`: the SMMU has read what CONS has passed.
-        let _ = self.shared.shadow.fetch_update(Release, Relaxed, |word| {
-            Some(pack(Shadow { cons, ..self.unpack(word) }))
-        });
+        let _ = self
+            .shared
+            .shadow
+            .fetch_update(Release, Relaxed, |word| Some(pack(Shadow { cons, ..self.unpack(word) })));
     }
 
     /// Gives way; looks for errors when it has taken a while.
@@ -313,12 +315,20 @@ mod tests {
     const PAGES: usize = 0x1000;
 
     /// Commands as they came, the CMD_SYNCs completed as an SMMU does: CONS, and then the MSI.
-    fn smmu(mut consumer: Consumer<SharedQueue>, base: u64, stop: &AtomicBool) -> Vec<[u64; 2]> {
+    fn smmu(
+        mut consumer: Consumer<SharedQueue>,
+        base: u64,
+        counts: &[AtomicU64],
+        stop: &AtomicBool,
+    ) -> Vec<[u64; 2]> {
         let (mut taken, mut buffer) = (Vec::new(), [[0; 2]; 5]);
         loop {
             let last = stop.load(Relaxed);
             let n = consumer.fetch(consumer.prod(), &mut buffer).expect("PROD and CONS stay consistent");
             for entry in &buffer[..n] {
+                if entry[0] & 0xff == 0x12 {
+                    counts[(entry[0] >> 32) as usize].fetch_add(1, Relaxed);
+                }
                 consumer.consume(1);
                 if entry[0] & 0xff == 0x46 && entry[1] != 0 {
                     consumer.words().ring().store_u32((entry[1] - base) as usize, 0, Release);
@@ -343,8 +353,10 @@ mod tests {
         let base = GuestAddress(0x4000_0000);
         let cmdlist = Cmdlist::over(words(), size, base, Registers::Memory(pages.clone()));
         let (consumer, stop) = (Consumer::new(words(), size, Index::ZERO), AtomicBool::new(false));
+        let counts: Vec<_> = (0..vcpus).map(|_| AtomicU64::new(0)).collect();
+        let counts = &counts;
         let taken = thread::scope(|scope| {
-            let smmu = scope.spawn(|| smmu(consumer, base.0, &stop));
+            let smmu = scope.spawn(|| smmu(consumer, base.0, counts, &stop));
             let vcpus: Vec<_> = (0..vcpus)
                 .map(|vcpu| {
                     let cmdlist = cmdlist.clone();
@@ -355,6 +367,12 @@ mod tests {
                                 (0..group % 21).map(|i| Command([0x12 | vcpu << 32, sent + i])).collect();
                             sent += commands.len() as u64;
                             cmdlist.send(&commands, sync).expect("a CMD_SYNC that completes");
+                            // Relaxed: it was counted before CONS passed it.
+                            assert_eq!(
+                                counts[vcpu as usize].load(Relaxed),
+                                sent,
+                                "all before the CMD_SYNC was taken"
+                            );
                         }
                         sent
                     })
