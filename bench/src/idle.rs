@@ -153,7 +153,7 @@ impl Guest {
 }
 
 /// Where that processor exists.
-fn pin(processor: usize) {
+pub(crate) fn pin(processor: usize) {
     let mut set = CpuSet::new();
     set.set(processor);
     let _ = sched_setaffinity(None, &set);

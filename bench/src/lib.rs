@@ -7,6 +7,7 @@
 //! * [`Verifier`]: compares what the host received with what the guests sent, by rules of its own.
 //! * [`Session`]: guests, a worker and a host on threads of their own.
 //! * [`idle`](idle()): what a worker costs that has nothing to do, and how long it takes to wake.
+//! * [`scale`]: a simulation of many workers and guests, its costs, and its check against the engine.
 //! * [`LiveModel`]: guests and workers in front of a model SMMU, whose caches the guests fill and look at.
 
 mod cached;
@@ -15,6 +16,7 @@ mod idle;
 mod live_model;
 mod machine;
 mod registers;
+pub mod scale;
 mod session;
 pub mod trace;
 mod traffic;
