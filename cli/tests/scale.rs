@@ -17,7 +17,10 @@ const SMALL: [&str; 6] = ["--vms", "4", "--devices", "1", "--rate", "10000"];
 fn what_it_prints_as_costs_it_takes_as_costs() {
     let first = scale(&[&SMALL[..], &["--costs", "default"]].concat());
     let printed = text(&first.stdout);
-    assert!(first.status.success() && printed.contains("  workers              1, up to 4 guests each"), "{printed}");
+    assert!(
+        first.status.success() && printed.contains("  workers              1, up to 4 guests each"),
+        "{printed}"
+    );
     let costs = printed.split("\n\n").next().unwrap();
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("costs.toml");
     std::fs::write(&file, costs).unwrap();

@@ -74,7 +74,7 @@ fn engine(guests: usize, queues: usize, groups: &[u32], sweep_ns: f64) -> io::Re
 }
 
 fn simulated(guests: usize, queues: usize, groups: &[u32], costs: Costs) -> Figures {
-    let outcome = lock_step(guests, queues, groups, costs).run(2e6, 2e7);
+    let outcome = lock_step(guests, queues, groups, costs).run(1e6, 1e7);
     let counts = outcome.counts;
     Figures {
         commands_per_sweep: counts.commands as f64 / counts.sweeps as f64,

@@ -87,7 +87,7 @@ pub(super) fn lock_step(guests: usize, queues: usize, groups: &[u32], costs: Cos
 /// How often each step comes in a sweep.
 fn steps(&(guests, queues, group): &Shape) -> [f64; COSTS] {
     let doublings = (guests as f64).log2();
-    let counts = lock_step(guests, queues, &groups(group), Costs::default()).run(1e7, 1e7).counts;
+    let counts = lock_step(guests, queues, &groups(group), Costs::default()).run(1e6, 5e6).counts;
     let Counts { sweeps, guests, queues, commands, lines, syncs, hand_overs, .. } = counts;
     let further = (guests + lines) as f64 * doublings / sweeps as f64;
     let [guests, queues, commands, syncs, hand_overs] =

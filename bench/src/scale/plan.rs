@@ -124,7 +124,7 @@ impl Demand {
 mod tests {
     use super::{Costs, Demand, Host};
 
-    /// A CMD_SYNC each 100 ns, and 20 ns a guest and sweep: a worker does some nine million a second.
+    /// A CMD_SYNC each 100 ns, and 20 ns a guest and sweep: a worker does some six million a second.
     const COSTS: Costs = Costs {
         sweep: 1.0,
         guest: 20.0,
@@ -139,7 +139,7 @@ mod tests {
 
     fn demand(per_second: f64) -> Demand {
         let host = Host { command: 0.0, sync: 0.0 };
-        let (vms, vcpus, rate) = (60, 8, per_second / 60.0);
+        let (vms, vcpus, rate) = (60, 2, per_second / 60.0);
         Demand {
             vms,
             vcpus,
@@ -156,11 +156,11 @@ mod tests {
 
     #[test]
     fn there_are_as_many_workers_as_it_takes() {
-        for (per_second, workers) in [(2e6, 1), (8e6, 1), (15e6, 2), (40e6, 5)] {
+        for (per_second, workers) in [(1e6, 1), (4e6, 1), (9e6, 2), (27e6, 5)] {
             let plan = demand(per_second).plan(COSTS);
             assert_eq!(plan.map(|plan| plan.workers), Some(workers), "{per_second}");
         }
-        assert!(demand(70e6).plan(COSTS).is_none(), "six do less than 60 million");
+        assert!(demand(70e6).plan(COSTS).is_none(), "so much is more than six can do");
     }
 
     #[test]
