@@ -10,6 +10,7 @@
 //! * [`idle`](idle()): what a worker costs that has nothing to do, and how long it takes to wake.
 //! * [`compare`]: the engine beside what else could carry commands, and the limit.
 //! * [`report`]: what that measures, as data and as a page with plots.
+//! * [`scale`]: a simulation of many workers and guests, its costs, and its check against the engine.
 //! * [`LiveModel`]: guests and workers in front of a model SMMU, whose caches the guests fill and look at.
 
 mod cached;
@@ -22,6 +23,7 @@ mod machine;
 mod pin;
 mod registers;
 pub mod report;
+pub mod scale;
 mod session;
 pub mod trace;
 mod traffic;

@@ -3,6 +3,7 @@
 mod bench;
 mod decode;
 mod run;
+mod scale;
 mod serve;
 mod translate;
 mod values;
@@ -29,6 +30,8 @@ enum Job {
     Run(run::Options),
     /// Measures the engine beside its peers and the limit, and writes a report.
     Bench(bench::Options),
+    /// Says how many workers, how much memory and how much of the host queues a host with many guests needs.
+    Scale(scale::Options),
     /// Serves one guest whose RAM is a file, until SIGTERM or SIGINT.
     Serve(serve::Options),
     /// Prints a stream of raw commands, one a line.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     let result = match cli.command.unwrap_or(Job::Run(cli.run)) {
         Job::Run(options) => run::run(&options).map_err(|e| e.to_string()),
         Job::Bench(options) => bench::bench(&options).map_err(|e| e.to_string()),
+        Job::Scale(options) => scale::scale(&options).map_err(|e| e.to_string()),
         Job::Serve(options) => serve::serve(&options).map_err(|e| e.to_string()),
         Job::Decode(options) => decode::decode(&options).map_err(|e| e.to_string()),
         Job::Translate(options) => translate::translate(&options).map_err(|e| e.to_string()),
