@@ -8,15 +8,18 @@ use ecmdq_engine::Command;
 use ecmdq_engine::registers::*;
 use ecmdq_ring::handshake::{EN, ERR, REASON_SHIFT};
 use ecmdq_ring::{Index, Producer, QueueSize, QueueWords, SharedQueue, SharedRegion};
+use serde::Deserialize;
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::registers::{Registers, TIMEOUT, acknowledged};
 
 /// How a CMD_SYNC is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Sync {
     /// By an MSI into the CMD_SYNC's own slot, as Linux does where it can.
+    #[default]
     Msi,
     /// By polling CONS.
     Cons,
@@ -144,6 +147,41 @@ impl Driver {
         // After an MSI, CONS must have passed the CMD_SYNC already.
         self.wait(start, |driver| driver.producer.unconsumed() == 0)?;
         Ok(start.elapsed())
+    }
+
+    /// What a hostile driver does: adds what fits, rings, and waits for nothing.
+    pub(crate) fn pour(&mut self, commands: &[Command]) -> usize {
+        let n = self.producer.write(bytemuck::cast_slice(commands));
+        self.producer.publish();
+        n
+    }
+
+    /// Rings with a PROD that is further from CONS than the queue is long, unless it is almost full.
+    pub(crate) fn lie(&mut self) {
+        let size = self.producer.size();
+        let beyond = size.advance(self.producer.prod(), size.entries() + 1);
+        // Release: as any doorbell.
+        self.producer.words().store_prod(beyond.raw() | self.producer.flags(), Release);
+    }
+
+    /// Acknowledges the error that is active, if one is, with a CMD_SYNC in place of the command, as Linux does.
+    pub(crate) fn mend(&mut self) {
+        let cons = self.cons();
+        let size = self.producer.size();
+        let replace = || self.producer.words().store_entry(size.slot(size.index(cons)), [CS_SEV_ISH_WB, 0]);
+        match &self.kind {
+            Kind::Cmdq(registers)
+                if (registers.read(GERROR) ^ registers.read(GERRORN)) & GERROR_CMDQ_ERR != 0 =>
+            {
+                replace();
+                registers.write(GERRORN, registers.read(GERROR));
+            }
+            Kind::Ecmdq if (cons ^ self.producer.flags()) & ERR != 0 => {
+                replace();
+                self.producer.publish_flags(self.producer.flags() ^ ERR);
+            }
+            Kind::Cmdq(_) | Kind::Ecmdq => {}
+        }
     }
 
     fn wait(&mut self, start: Instant, done: impl Fn(&mut Self) -> bool) -> Result<(), DriverError> {

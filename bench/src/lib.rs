@@ -5,6 +5,7 @@
 //! * [`Driver`]: what a guest's driver does with a CMDQ or an ECMDQ: enable it, send commands, wait for the CMD_SYNC.
 //! * [`Cmdlist`]: the same for a CMDQ that all vCPUs of a guest share.
 //! * [`Traffic`]: what it sends: a built-in mix, or a recorded stream.
+//! * [`workload`]: what guests do, described in TOML, at what pace.
 //! * [`Verifier`]: compares what the host received with what the guests sent, by rules of its own.
 //! * [`Session`]: guests, a worker and a host on threads of their own.
 //! * [`idle`](idle()): what a worker costs that has nothing to do, and how long it takes to wake.
@@ -27,7 +28,9 @@ pub mod scale;
 mod session;
 pub mod trace;
 mod traffic;
+mod vcpu;
 mod verify;
+pub mod workload;
 
 pub use cmdlist::Cmdlist;
 pub use driver::{Driver, DriverError, Sync};

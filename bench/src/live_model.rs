@@ -18,7 +18,8 @@ use ecmdq_engine::{Features, Opcode, StatsReader, VirtualSmmu, Worker};
 use crate::cached::{Cached, Names, Sent as Sending};
 use crate::driver::{DriverError, Sync};
 use crate::machine::Machine;
-use crate::session::{GuestReport, Queue, QueueKind, Report, Sent, Settings, histogram, join, report, spawn};
+use crate::session::{GuestReport, QueueKind, Report, Settings, join, spawn};
+use crate::vcpu::{Port, Sent, boot, histogram, report};
 
 /// What became of the entries in a model SMMU's caches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,8 +59,7 @@ impl LiveModel {
     ///
     /// `InvalidInput` for a number of queues that cannot be; what the system said when it refused the memory.
     pub fn new(settings: Settings) -> io::Result<Self> {
-        let most = if settings.queue == QueueKind::Cmdq { 1 } else { 256 };
-        if !(1..=most).contains(&settings.queues) {
+        if !(1..=256).contains(&settings.queues) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut features = Features::default();
@@ -101,28 +101,20 @@ impl LiveModel {
             let serving =
                 workers.iter_mut().map(|worker| spawn(scope, "worker".into(), || worker.run(&stop)));
             let serving: Vec<_> = serving.collect();
-            let start = |machine, booted, number: u16| {
-                let Settings { queue: kind, queue_log2: log2, .. } = settings;
-                let machine: &Machine = machine;
-                let (model, start_line, settings) = (&model[0], &start_line, &settings);
-                let (accounts, verdict) = (&accounts, &verdict);
-                let own = usize::from(machine.number) * vcpus + usize::from(number);
-                spawn(scope, format!("guest {}.{number}", machine.number), move || {
-                    let queue = Queue { machine, booted, number, kind, log2 };
-                    Vcpu { queue, own, accounts, model, verdict, settings }.drive(start_line)
-                })
+            let start = |machine: &Machine| {
+                let ports = boot(machine, settings.queue, settings.queues, settings.queue_log2);
+                let vcpus = (0..).zip(ports).map(|(number, port)| {
+                    let own = usize::from(machine.number) * vcpus + usize::from(number);
+                    let (accounts, model, verdict) = (&accounts[..], &model[0], &verdict);
+                    let vcpu = Vcpu { number, own, accounts, model, verdict, settings: &settings };
+                    let start_line = &start_line;
+                    spawn(scope, format!("guest {}.{number}", machine.number), move || {
+                        vcpu.drive(port, start_line)
+                    })
+                });
+                vcpus.collect::<Vec<_>>()
             };
-            let guests: Vec<Vec<_>> = machines
-                .iter()
-                .map(|machine| {
-                    let booted = match settings.queue {
-                        // Its driver does it.
-                        QueueKind::Cmdq => Ok(()),
-                        QueueKind::Ecmdq => machine.registers.reset(),
-                    };
-                    (0..settings.queues).map(|number| start(machine, booted, number)).collect()
-                })
-                .collect();
+            let guests: Vec<_> = machines.iter().map(start).collect();
             start_line.wait();
             let begin = Instant::now();
             let guests: Vec<_> =
@@ -204,7 +196,7 @@ impl Account {
 
 /// A vCPU and what it looks at.
 struct Vcpu<'a> {
-    queue: Queue<'a>,
+    number: u16,
     /// Which of the accounts is its own.
     own: usize,
     accounts: &'a [Mutex<Account>],
@@ -215,13 +207,12 @@ struct Vcpu<'a> {
 
 impl Vcpu<'_> {
     /// Commands until the time is up, 64 CMD_SYNCs at least.
-    fn drive(&self, start_line: &Barrier) -> Sent {
-        let driver = self.queue.driver();
+    fn drive(&self, port: Result<Port, DriverError>, start_line: &Barrier) -> Sent {
         self.account(self.own, |account| account.fill(&mut self.model.caches()));
         start_line.wait();
         let mut done = Sent { sent: 0, sync_ns: histogram(), result: Ok(()) };
-        done.result = driver.and_then(|mut driver| {
-            let (start, names) = (Instant::now(), Names { queue: self.queue.number });
+        done.result = port.and_then(|mut port| {
+            let (start, names) = (Instant::now(), Names { queue: self.number });
             let mut random = Random(self.own as u64 + 1);
             for n in 0.. {
                 if n >= 64 && start.elapsed() >= self.settings.time {
@@ -233,7 +224,7 @@ impl Vcpu<'_> {
                 self.account(self.own, |account| account.name(&sent));
                 let commands: Vec<_> = sent.iter().map(|sent| names.encode(*sent)).collect();
                 let time: Result<Duration, DriverError> =
-                    driver.send(&commands, if n % 2 == 0 { Sync::Msi } else { Sync::Cons });
+                    port.send(&commands, if n % 2 == 0 { Sync::Msi } else { Sync::Cons });
                 done.sync_ns.saturating_record(time?.as_nanos() as u64);
                 done.sent += commands.len() as u64 + 1;
                 self.look(n);

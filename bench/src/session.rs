@@ -12,21 +12,24 @@ use crossbeam::utils::Backoff;
 use ecmdq_engine::host::{HostSmmu, NativeRing};
 use ecmdq_engine::{Features, Opcode, Stats, StatsReader, VirtualSmmu, Worker};
 use hdrhistogram::Histogram;
-use vm_memory::GuestAddress;
+use serde::Deserialize;
 
-use crate::driver::{Driver, DriverError};
+use crate::driver::DriverError;
 use crate::live_model::CachesReport;
 use crate::machine::Machine;
-use crate::registers::Registers;
 use crate::traffic::Traffic;
+use crate::vcpu::{Plan, Vcpu, boot, report};
 use crate::verify::{Verdict, Verifier};
+use crate::workload::{Pace, Workload};
 
 /// Which of its queues a guest uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum QueueKind {
-    /// The CMDQ, through register pages that are memory. There is one, and the driver here has it to itself.
+    /// The CMDQ, through register pages that are memory. There is one, which all vCPUs of a guest share.
     Cmdq,
     /// ECMDQs, one for each vCPU, on control pages that are memory; pages 0 and 1 trap.
+    #[default]
     Ecmdq,
 }
 
@@ -35,14 +38,18 @@ pub enum QueueKind {
 pub struct Settings {
     /// How many guests.
     pub guests: u16,
+    /// How many of them, the last ones, are hostile: what becomes of those is not looked at.
+    pub hostile: u16,
     /// Which queues they use.
     pub queue: QueueKind,
-    /// How many each uses, up to 256, with a vCPU for each: a thread.
+    /// vCPUs of each, up to 256: a thread and an ECMDQ for each, or all of them on the CMDQ.
     pub queues: u16,
-    /// How long they send; each queue gets its traffic at least once.
+    /// How long they send; without a pace each vCPU sends its traffic once at least.
     pub time: Duration,
-    /// What each queue is sent.
-    pub traffic: Traffic,
+    /// What the vCPUs send: each its own, or all the same.
+    pub traffic: Vec<Traffic>,
+    /// When groups begin; without it, when the one before has completed.
+    pub pace: Option<(Pace, u64)>,
     /// log2 of the entries of each queue.
     pub queue_log2: u32,
     /// log2 of the entries of the host's ring.
@@ -62,6 +69,8 @@ pub struct GuestReport {
     pub sync_ns: Histogram<u64>,
     /// Which of its queues stopped early, and why.
     pub errors: Vec<(u16, DriverError)>,
+    /// It did as it liked: errors and rejected commands are what was to be expected.
+    pub hostile: bool,
 }
 
 /// What happened.
@@ -79,6 +88,24 @@ pub struct Report {
     pub caches: Option<CachesReport>,
 }
 
+impl Settings {
+    /// What a workload describes, for so long, all of it compared.
+    pub fn of(workload: &Workload, time: Duration) -> Self {
+        Self {
+            guests: workload.guests,
+            hostile: workload.hostile,
+            queue: workload.queue,
+            queues: workload.vcpus,
+            time,
+            traffic: (0..workload.vcpus).map(|vcpu| workload.traffic(vcpu)).collect(),
+            pace: workload.pace.map(|pace| (pace, workload.seed)),
+            queue_log2: workload.queue_log2,
+            host_log2: 12,
+            verify: true,
+        }
+    }
+}
+
 impl Report {
     /// Commands that the host received, without its CMD_SYNCs.
     pub fn host_commands(&self) -> u64 {
@@ -92,8 +119,9 @@ impl Report {
 
     /// Whether every command that was sent was taken, and every one forwarded was received, exactly.
     pub fn is_clean(&self) -> bool {
-        let guest =
+        let exact =
             |g: &GuestReport| g.errors.is_empty() && g.stats.rejected == 0 && g.stats.commands == g.sent;
+        let guest = |g: &GuestReport| g.hostile || exact(g);
         let forwarded: u64 = self.guests.iter().map(|guest| guest.stats.forwarded).sum();
         self.guests.iter().all(guest)
             && forwarded == self.host_commands()
@@ -120,11 +148,7 @@ impl Session {
     ///
     /// `InvalidInput` for a number of queues that cannot be; what the system said when it refused the memory.
     pub fn new(settings: Settings) -> io::Result<Self> {
-        let most = match settings.queue {
-            QueueKind::Cmdq => 1,
-            QueueKind::Ecmdq => 256,
-        };
-        if !(1..=most).contains(&settings.queues) {
+        if !(1..=256).contains(&settings.queues) || settings.traffic.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut features = Features::default();
@@ -133,9 +157,12 @@ impl Session {
             features = features.with_ecmdqs(0, settings.queues.next_power_of_two().ilog2() as u8);
         }
         let traffic: Vec<_> = match settings.queues {
-            1 => vec![settings.traffic.clone()],
+            1 => settings.traffic[..1].to_vec(),
             // Numbers up to 255: they fit.
-            queues => (0..queues).map(|queue| settings.traffic.of_queue(queue as u8)).collect(),
+            queues => (0..queues)
+                .zip(settings.traffic.iter().cycle())
+                .map(|(queue, traffic)| traffic.of_queue(queue as u8))
+                .collect(),
         };
         let streams: BTreeSet<_> = traffic.iter().flat_map(|traffic| &traffic.streams).copied().collect();
         let streams: Vec<_> = streams.into_iter().collect();
@@ -159,31 +186,30 @@ impl Session {
     pub fn run(self) -> Report {
         let Self { settings, traffic, machines, mut worker, mut host } = self;
         let queues = usize::from(settings.queues);
-        let verifier = settings.verify.then(|| Verifier::new(machines.len(), queues));
+        let honest = machines.len() - usize::from(settings.hostile).min(machines.len());
+        let verifier = settings.verify.then(|| Verifier::new(honest, queues).beside_hostile());
         let stop = AtomicBool::new(false);
         let start_line = Barrier::new(machines.len() * queues + 1);
         let (guests, time) = thread::scope(|scope| {
             let serving = spawn(scope, "worker".into(), || worker.run(&stop));
             let executing = spawn(scope, "host".into(), || execute(&mut host, verifier.as_ref(), &stop));
-            let start_vcpu = |machine, booted, number| {
-                let Settings { queue: kind, queue_log2: log2, .. } = settings;
-                let queue = Queue { machine, booted, number, kind, log2 };
-                let traffic = &traffic[usize::from(number)];
-                let (verifier, start_line, time) = (verifier.as_ref(), &start_line, settings.time);
-                let name = format!("guest {}.{number}", machine.number);
-                spawn(scope, name, move || queue.drive(traffic, time, verifier, start_line))
+            let start_guest = |machine: &'_ Machine| {
+                let plan = Plan {
+                    time: settings.time,
+                    pace: settings.pace,
+                    hostile: usize::from(machine.number) >= honest,
+                };
+                let queues = boot(machine, settings.queue, settings.queues, settings.queue_log2);
+                let vcpus = queues.into_iter().zip(&traffic).enumerate().map(|(number, (port, traffic))| {
+                    let vcpu = Vcpu { guest: machine.number, number, traffic };
+                    let (verifier, start_line, plan) = (verifier.as_ref(), &start_line, plan.clone());
+                    let name = format!("guest {}.{number}", machine.number);
+                    spawn(scope, name, move || vcpu.drive(port, &plan, verifier, start_line))
+                });
+                vcpus.collect::<Vec<_>>()
             };
-            let guests: Vec<Vec<_>> = machines
-                .iter()
-                .map(|machine| {
-                    let booted = match settings.queue {
-                        // Its driver does it.
-                        QueueKind::Cmdq => Ok(()),
-                        QueueKind::Ecmdq => machine.registers.reset(),
-                    };
-                    (0..settings.queues).map(|number| start_vcpu(machine, booted, number)).collect()
-                })
-                .collect();
+            // One after another boots: there is one thread for that, and the worker answers.
+            let guests: Vec<_> = machines.iter().map(start_guest).collect();
             start_line.wait();
             let start = Instant::now();
             let guests: Vec<_> =
@@ -197,7 +223,9 @@ impl Session {
         // What the worker handed over last.
         while host.poll(|batch| verifier.iter().for_each(|v| v.received(batch))) > 0 {}
         let stats = worker.guests().map(VirtualSmmu::stats);
-        let guests = guests.into_iter().zip(stats).map(|(guest, stats)| GuestReport { stats, ..guest });
+        let guests = guests.into_iter().zip(stats).enumerate();
+        let guests =
+            guests.map(|(number, (guest, stats))| GuestReport { stats, hostile: number >= honest, ..guest });
         Report {
             guests: guests.collect(),
             time,
@@ -230,84 +258,5 @@ fn execute(host: &mut HostSmmu, verifier: Option<&Verifier>, stop: &AtomicBool) 
         } else {
             backoff.snooze();
         }
-    }
-}
-
-/// What a vCPU did: see [`GuestReport`].
-pub(crate) struct Sent {
-    pub sent: u64,
-    pub sync_ns: Histogram<u64>,
-    pub result: Result<(), DriverError>,
-}
-
-/// What the vCPUs of a guest did.
-pub(crate) fn report(vcpus: impl Iterator<Item = Sent>) -> GuestReport {
-    let mut guest =
-        GuestReport { stats: Stats::default(), sent: 0, sync_ns: histogram(), errors: Vec::new() };
-    for (queue, Sent { sent, sync_ns, result }) in (0..).zip(vcpus) {
-        guest.sent += sent;
-        guest.sync_ns += sync_ns;
-        guest.errors.extend(result.err().map(|error| (queue, error)));
-    }
-    guest
-}
-
-pub(crate) fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 100_000_000_000, 3).expect("1 ns to 100 s, 3 digits")
-}
-
-/// A queue of a guest, and the vCPU that drives it.
-pub(crate) struct Queue<'a> {
-    pub machine: &'a Machine,
-    /// How the reset of its SMMU went.
-    pub booted: Result<(), DriverError>,
-    pub number: u16,
-    pub kind: QueueKind,
-    pub log2: u32,
-}
-
-impl Queue<'_> {
-    pub fn driver(&self) -> Result<Driver, DriverError> {
-        let Self { machine, booted, number, kind, log2 } = *self;
-        booted?;
-        let number = u32::from(number);
-        let bytes = 16 << log2;
-        let base = GuestAddress(Machine::RAM_BASE.0 + u64::from(number) * bytes);
-        let ring = machine.region(base, bytes as usize).ok_or(DriverError::NoQueue(log2))?;
-        match (kind, &machine.registers) {
-            (QueueKind::Cmdq, Registers::Memory(pages)) => Driver::cmdq(pages, base, ring, log2),
-            (QueueKind::Cmdq, Registers::Trapped(..)) => Err(DriverError::NoQueue(log2)),
-            (QueueKind::Ecmdq, registers) => Driver::ecmdq(registers, number, base, ring, log2),
-        }
-    }
-
-    /// Its traffic over and over until the time is up, once at least.
-    fn drive(
-        &self,
-        traffic: &Traffic,
-        time: Duration,
-        verifier: Option<&Verifier>,
-        start_line: &Barrier,
-    ) -> Sent {
-        let driver = self.driver();
-        start_line.wait();
-        let mut done = Sent { sent: 0, sync_ns: histogram(), result: Ok(()) };
-        done.result = driver.and_then(|mut driver| {
-            let start = Instant::now();
-            for (i, group) in traffic.groups.iter().cycle().enumerate() {
-                if i >= traffic.groups.len() && start.elapsed() >= time {
-                    break;
-                }
-                if let Some(verifier) = verifier {
-                    let queue = usize::from(self.number);
-                    verifier.sending(self.machine.number, queue, &group.commands, &traffic.streams);
-                }
-                let time = driver.send(&group.commands, group.sync)?;
-                done.sent += group.commands.len() as u64 + 1;
-                done.sync_ns.saturating_record(time.as_nanos() as u64);
-            }
-            Ok(())
-        });
-        done
     }
 }

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use ecmdq_bench::workload::{NAMED, Workload, WorkloadError};
 use ecmdq_bench::{
     CachesReport, GuestReport, IDLE_QUEUES, IdleReport, LiveModel, Mismatch, QueueKind, Report, Session,
     Settings, TraceError, Traffic, Verdict,
@@ -24,9 +25,12 @@ pub struct Options {
     /// Which of its queues a guest uses.
     #[arg(long, value_enum, default_value_t = Queue::Ecmdq)]
     queue: Queue,
-    /// How many queues each guest uses, with a vCPU, a thread of its own, for each.
+    /// vCPUs of each guest, threads: each with an ECMDQ of its own, or all on the CMDQ.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     queues: u16,
+    /// Do as this workload says: one of those known by name, or a TOML file. `list` shows the names.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["guests", "queue", "queues", "replay", "host"])]
+    workload: Option<String>,
     /// How long they send; each queue gets its traffic at least once.
     #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
@@ -44,7 +48,7 @@ pub struct Options {
     /// Send nothing: measure for so long what a worker with 256 idle queues costs, then how long it takes to wake, and what being
     /// able to sleep costs.
     #[arg(long, value_name = "SECONDS", value_parser = seconds,
-          conflicts_with_all = ["guests", "queue", "queues", "seconds", "replay", "host", "verify"])]
+          conflicts_with_all = ["guests", "queue", "queues", "seconds", "replay", "host", "verify", "workload"])]
     idle: Option<f64>,
     /// With `--idle`: what the worker sleeps on, in place of what it chooses.
     #[arg(long, value_enum, requires = "idle")]
@@ -61,7 +65,7 @@ enum Sleeper {
 /// Which of its queues a guest uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Queue {
-    /// The CMDQ, through register pages that are memory.
+    /// The CMDQ, through register pages that are memory; all vCPUs share it.
     Cmdq,
     /// ECMDQs, on control pages that are memory; pages 0 and 1 trap.
     Ecmdq,
@@ -81,8 +85,8 @@ enum Host {
 pub enum Error {
     #[error("--replay {0}")]
     Replay(#[from] TraceError),
-    #[error("--queues {0}: there is one CMDQ, and its driver has it to itself (--queue ecmdq has more)")]
-    OneCmdq(u16),
+    #[error("--workload {0}")]
+    Workload(#[from] WorkloadError),
     #[error("--guests {guests} --queues {queues}: more than {MOST_QUEUES} queues in all, with a thread each")]
     Threads { guests: u16, queues: u16 },
     #[error("--replay with --host model: a recorded stream does not say what was cached")]
@@ -110,29 +114,16 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
         print_idle(&ecmdq_bench::idle(Duration::from_secs_f64(seconds), sleeper)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let Options { guests, queue, queues, .. } = *options;
-    if queue == Queue::Cmdq && queues > 1 {
-        return Err(Error::OneCmdq(queues));
-    }
-    if u32::from(guests) * u32::from(queues) > MOST_QUEUES {
-        return Err(Error::Threads { guests, queues });
-    }
-    let traffic = match &options.replay {
-        Some(path) => Traffic::from_trace(path)?,
-        None => Traffic::mix(),
-    };
-    let settings = Settings {
-        guests,
-        queue: match queue {
-            Queue::Cmdq => QueueKind::Cmdq,
-            Queue::Ecmdq => QueueKind::Ecmdq,
-        },
-        queues,
-        time: Duration::from_secs_f64(options.seconds),
-        traffic,
-        queue_log2: QUEUE_LOG2,
-        host_log2: HOST_LOG2,
-        verify: options.verify,
+    let settings = match options.workload.as_deref() {
+        Some("list") => {
+            NAMED.into_iter().for_each(|(name, _)| print_workload(name));
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(name) => {
+            let time = Duration::from_secs_f64(options.seconds);
+            Settings { verify: options.verify, ..Settings::of(&Workload::open(name)?, time) }
+        }
+        None => settings(options)?,
     };
     let report = match options.host {
         Host::Ring => {
@@ -147,6 +138,39 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
     };
     print(&report);
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_workload(name: &str) {
+    if let Ok(workload) = Workload::open(name) {
+        println!("{name:<12}{}", workload.about);
+    }
+}
+
+/// Without a workload.
+fn settings(options: &Options) -> Result<Settings, Error> {
+    let Options { guests, queue, queues, .. } = *options;
+    if u32::from(guests) * u32::from(queues) > MOST_QUEUES {
+        return Err(Error::Threads { guests, queues });
+    }
+    let traffic = match &options.replay {
+        Some(path) => Traffic::from_trace(path)?,
+        None => Traffic::mix(),
+    };
+    Ok(Settings {
+        guests,
+        hostile: 0,
+        queue: match queue {
+            Queue::Cmdq => QueueKind::Cmdq,
+            Queue::Ecmdq => QueueKind::Ecmdq,
+        },
+        queues,
+        time: Duration::from_secs_f64(options.seconds),
+        traffic: vec![traffic],
+        pace: None,
+        queue_log2: QUEUE_LOG2,
+        host_log2: HOST_LOG2,
+        verify: options.verify,
+    })
 }
 
 /// Runs a session on a thread of its own, and shows how far it is.
@@ -247,6 +271,10 @@ fn print(report: &Report) {
     }
     println!();
     for (number, guest) in report.guests.iter().enumerate() {
+        if guest.hostile {
+            println!("guest {number} was hostile");
+            continue;
+        }
         for (queue, error) in &guest.errors {
             println!("guest {number}, queue {queue}: {error}");
         }

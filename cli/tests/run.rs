@@ -70,20 +70,51 @@ fn queues_of_a_guest_share_its_line_of_the_table() {
 }
 
 #[test]
-fn the_cmdq_is_one_and_threads_are_not_without_end() {
-    for (arguments, message) in [
-        (
-            &["--queue", "cmdq", "--queues", "2"][..],
-            "--queues 2: there is one CMDQ, and its driver has it to itself (--queue ecmdq has more)",
-        ),
-        (
-            &["--guests", "5", "--queues", "256"],
-            "--guests 5 --queues 256: more than 1024 queues in all, with a thread each",
-        ),
+fn threads_are_not_without_end() {
+    let output = ecmdq(&["--guests", "5", "--queues", "256"]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = "--guests 5 --queues 256: more than 1024 queues in all, with a thread each";
+    assert_eq!(stderr(&output), format!("ecmdq: {message}\n"));
+}
+
+#[test]
+fn vcpus_may_share_the_cmdq() {
+    for host in ["ring", "model"] {
+        let options = ["--seconds", "0", "--guests", "2", "--queue", "cmdq", "--queues", "3", "--host", host];
+        let output = ecmdq(&options);
+        assert!(output.status.success(), "{}{}", stdout(&output), stderr(&output));
+        assert!(stdout(&output).contains("verified: "), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn workloads_run_and_are_verified() {
+    for (workload, mark) in
+        [("crowded", "verified: "), ("bursts", "verified: "), ("flood", "guest 3 was hostile")]
+    {
+        let output = ecmdq(&["--workload", workload, "--seconds", "0.1"]);
+        assert!(output.status.success(), "{workload}: {}{}", stdout(&output), stderr(&output));
+        assert!(stdout(&output).contains(mark), "{workload}: {}", stdout(&output));
+    }
+    let file = stream("own.toml", b"about = \"one\"\nseed = 1\n[[action]]\ndo = \"flush\"\n");
+    let output = ecmdq(&["--workload", &file.to_string_lossy(), "--seconds", "0"]);
+    assert!(stdout(&output).contains("verified: 2,048 commands"), "{}", stdout(&output));
+}
+
+#[test]
+fn workloads_are_listed_and_a_bad_one_is_told_in_a_line() {
+    let list = stdout(&ecmdq(&["--workload", "list"]));
+    assert!(list.lines().count() == 11 && list.contains("strict-4k   each DMA buffer"), "{list}");
+    for (text, message) in [
+        ("about = \"\"\nseed = 1\naction = []\n", "there is no action"),
+        ("about = \"\"\nseed = 1\nspeed = 2\n", "unknown field `speed`"),
     ] {
-        let output = ecmdq(arguments);
+        let file = stream("bad.toml", text.as_bytes());
+        let output = ecmdq(&["--workload", &file.to_string_lossy()]);
         assert_eq!(output.status.code(), Some(2));
-        assert_eq!(stderr(&output), format!("ecmdq: {message}\n"));
+        let told = stderr(&output);
+        assert!(told.starts_with("ecmdq: --workload ") && told.contains(message), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
     }
 }
 

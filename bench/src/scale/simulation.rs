@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::costs::Costs;
 use super::worker::Worker;
-use crate::session::histogram;
+use crate::vcpu::histogram;
 
 /// Tickets that a worker of the engine may have outstanding.
 pub const TICKETS: usize = 64;
