@@ -164,6 +164,13 @@ impl CommandQueue {
         self.size.used(self.size.index(prod), self.cons()).ok()
     }
 
+    /// Whether there is something to take up to a PROD word, or PROD contradicts CONS.
+    pub fn wants(&mut self, prod: u32) -> bool {
+        let empty = self.used(prod) == Some(0);
+        self.inconsistent &= !empty;
+        !empty
+    }
+
     /// Hears that the synchronisation of a round failed, whether the queue waits for it or not. `ours` says that a command of
     /// this guest may be to blame.
     pub fn hear(&mut self, failed: u64, cause: Cause, ours: bool) {

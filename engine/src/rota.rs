@@ -123,6 +123,15 @@ impl Rota {
         }
     }
 
+    /// Nobody whose turn it was has anything to do.
+    pub fn rest(&mut self) {
+        let Self { quiet_for, lively, turns, looks, quieted, .. } = self;
+        for number in lively.iter().take(*turns).chain(&*looks) {
+            quiet_for[*number] = quiet_for[*number].saturating_add(1);
+            *quieted |= quiet_for[*number] == PATIENCE;
+        }
+    }
+
     /// Whether nobody has had anything for a while.
     pub fn is_quiet(&self) -> bool {
         if self.few {

@@ -3,6 +3,7 @@
 mod diff;
 mod goals;
 mod html;
+mod instructions;
 mod machine;
 mod measure;
 mod plots;
@@ -10,6 +11,7 @@ mod plots;
 pub use diff::{Change, changes};
 pub use goals::Goal;
 pub use html::html;
+pub use instructions::{Count, Instructions};
 pub use machine::MachineInfo;
 pub use measure::{Effort, measure};
 pub use plots::{Plot, plots};

@@ -244,6 +244,7 @@ impl Shared {
         let mut state = self.state.lock();
         self.wanted.fetch_sub(1, Relaxed);
         let result = f(&mut state);
+        state.settled = false;
         drop(state);
         self.bell.ring();
         result

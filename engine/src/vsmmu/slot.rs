@@ -33,6 +33,8 @@ pub(super) struct Slot {
     pub quarantined: bool,
     /// Its last batch was not all that there is.
     pub more: bool,
+    /// What PROD was when there was nothing to do for it: as long as it is that, and nothing else has changed, there is nothing.
+    pub seen: Option<u32>,
 }
 
 impl Slot {
@@ -55,6 +57,11 @@ impl Slot {
             Control::Cmdq { .. } => active & GERROR_CMDQ_ERR != 0,
             Control::Ecmdq(handshake) => handshake.is_stopped(),
         }
+    }
+
+    /// A slot whose registers are there, disabled.
+    pub fn new(place: Place, control: Control) -> Self {
+        Self { place, control, queue: None, quarantined: false, more: false, seen: None }
     }
 
     /// Whether it is disabled, and its own registers cannot enable it.

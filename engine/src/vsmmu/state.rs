@@ -74,6 +74,9 @@ pub(crate) struct State {
     pub(super) slots: Box<[Slot]>,
     /// Which slots are looked at, and in which order.
     rota: Rota,
+    /// Nothing was to be done in the last sweep, and nothing is waited for: only the guest's own registers can change that, or the VMM,
+    /// who clears it.
+    pub(super) settled: bool,
     /// The tokens of queue n are at n; behind those of the queues, [`Self::smmuen_token`] and [`Self::gbpa_token`].
     pub(super) tokens: Tokens,
     pub(super) bell: Arc<Bell>,
@@ -106,22 +109,10 @@ impl State {
             let registers = pages.control.clone();
             Place { registers, base: at + ECMDQ_BASE, prod: at + ECMDQ_PROD, cons: at + ECMDQ_CONS }
         });
-        let slots: Box<[_]> = [Slot {
-            place: cmdq,
-            control: Control::Cmdq { code: 0 },
-            queue: None,
-            quarantined: false,
-            more: false,
-        }]
-        .into_iter()
-        .chain(ecmdqs.map(|place| Slot {
-            place,
-            control: Control::Ecmdq(Handshake::default()),
-            queue: None,
-            quarantined: false,
-            more: false,
-        }))
-        .collect();
+        let slots: Box<[_]> = [Slot::new(cmdq, Control::Cmdq { code: 0 })]
+            .into_iter()
+            .chain(ecmdqs.map(|place| Slot::new(place, Control::Ecmdq(Handshake::default()))))
+            .collect();
         let bits =
             |offset| WRITABLE.iter().find(|r| r.offset == offset).map_or(0, |r| r.bits(&features) as u32);
         let queues = slots.len();
@@ -147,6 +138,7 @@ impl State {
             errors: Toggle::default(),
             slots,
             rota: Rota::new(queues, QUEUES),
+            settled: false,
             tokens: Tokens::new(queues + 2, bell.clone()),
             bell,
             paused: false,
@@ -198,8 +190,14 @@ impl State {
         if self.invalidating.is_some() {
             busy |= self.invalidate(to);
         }
-        let (mut denied, mut more) = (None, false);
         let turns = self.rota.begin(all, allowance.spent_before());
+        if std::mem::take(&mut self.settled) && !busy && self.is_unchanged(turns) {
+            self.settled = true;
+            self.rota.rest();
+            self.rota.end(None);
+            return false;
+        }
+        let (mut denied, mut more, mut waiting) = (None, false, false);
         // Until the VMM follows SMMUEN, nothing is taken that depends on it.
         let takes = self.smmuen_pending.is_none() && self.invalidating.is_none();
         for turn in 0..turns {
@@ -213,7 +211,9 @@ impl State {
             let completed = waits && self.complete(number, to);
             let took = if takes { self.take(number, to, allowance, &mut denied) } else { Took::Nothing };
             more |= took == Took::Part;
-            self.rota.note(number, completed || took != Took::Nothing || self.slots[number].waits());
+            let waits = self.slots[number].waits();
+            self.rota.note(number, completed || took != Took::Nothing || waits);
+            waiting |= waits;
             busy |= completed || matches!(took, Took::Something | Took::Part);
         }
         if more {
@@ -221,7 +221,16 @@ impl State {
         }
         self.serving = None;
         self.rota.end(denied);
+        self.settled = takes && !busy && !waiting && denied.is_none() && self.gbpa_pending.is_none();
         busy
+    }
+
+    /// Whether none of those that have a turn has a PROD that it did not have when there was nothing to do for it.
+    fn is_unchanged(&self, turns: usize) -> bool {
+        (0..turns).all(|turn| {
+            let slot = &self.slots[self.rota.turn(turn)];
+            slot.seen == Some(slot.prod())
+        })
     }
 
     /// Whether it has had nothing to do for a while, and waits for nothing.
@@ -315,27 +324,28 @@ impl State {
         denied: &mut Option<usize>,
     ) -> Took {
         let slot = &mut self.slots[number];
+        let prod = slot.prod();
+        // Unless something is found.
+        slot.seen = Some(prod);
         if slot.quarantined || slot.is_off() {
             return Took::Nothing;
         }
-        let prod = slot.prod();
         let busy = slot.follow(prod, &self.features, &*self.ram);
         let busy = if busy { Took::Something } else { Took::Nothing };
         if slot.is_stopped(self.errors.active()) {
             return busy;
         }
         let Some(queue) = slot.queue.as_mut().filter(|queue| queue.waiting.is_none()) else { return busy };
-        let wants = queue.used(prod) != Some(0);
-        if wants && !to.is_blocked() && !allowance.has_some() {
+        if !queue.wants(prod) {
+            return busy;
+        }
+        if !to.is_blocked() && !allowance.has_some() {
             allowance.denied = true;
             denied.get_or_insert(number);
             return Took::Denied;
         }
         let round = to.round();
         let Some(out) = to.room() else {
-            if !wants {
-                return busy;
-            }
             allowance.hold_up();
             denied.get_or_insert(number);
             return Took::Denied;
