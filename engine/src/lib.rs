@@ -75,6 +75,7 @@ pub mod memory;
 pub mod registers;
 pub mod rules;
 
+mod bits;
 mod features;
 mod identity;
 mod interrupts;

@@ -112,6 +112,12 @@ impl Rota {
         turn >= self.turns
     }
 
+    /// The turn of the first of those.
+    #[inline]
+    pub fn first_look(&self) -> usize {
+        self.turns
+    }
+
     /// Whether the one whose turn it was has something to do, or waits for something.
     #[inline]
     pub fn note(&mut self, number: usize, lively: bool) {

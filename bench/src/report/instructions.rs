@@ -25,7 +25,7 @@ pub struct Count {
 }
 
 /// How far a step may be from what it was.
-const TOLERANCE: f64 = 0.03;
+const TOLERANCE_PERCENT: u64 = 3;
 
 impl Instructions {
     /// Those of this version.
@@ -55,12 +55,12 @@ impl Instructions {
             match self.steps.get(step).map(|count| count.instructions) {
                 None => changes.push(format!("{step}: {now} instructions, and no figure to compare with")),
                 Some(before) => {
-                    let change = now as f64 / before.max(1) as f64 - 1.0;
-                    if change.abs() > TOLERANCE {
-                        let how = if change > 0.0 { "grew" } else { "shrank" };
+                    // In whole numbers: what has changed by just 3 % has not changed by more.
+                    if 100 * now.abs_diff(before) > TOLERANCE_PERCENT * before {
+                        let how = if now > before { "grew" } else { "shrank" };
+                        let percent = 100.0 * (now as f64 / before as f64 - 1.0);
                         changes.push(format!(
-                            "{step} {how} from {before} to {now} instructions: {:+.1} %",
-                            100.0 * change
+                            "{step} {how} from {before} to {now} instructions: {percent:+.1} %"
                         ));
                     }
                 }

@@ -13,6 +13,7 @@ use super::doorbell::Bell;
 use super::pages::Pages;
 use super::slot::{Control, Slot};
 use super::{Config, ConfigError};
+use crate::bits::Bits;
 use crate::features::Features;
 use crate::host::{Cause, Failure, HostQueue};
 use crate::identity::StreamMap;
@@ -74,6 +75,8 @@ pub(crate) struct State {
     pub(super) slots: Box<[Slot]>,
     /// Which slots are looked at, and in which order.
     rota: Rota,
+    /// Which slots wait for something, or have lately: to be found without a look at each.
+    waiting: Bits,
     /// Nothing was to be done in the last sweep, and nothing is waited for: only the guest's own registers can change that, or the VMM,
     /// who clears it.
     pub(super) settled: bool,
@@ -138,6 +141,7 @@ impl State {
             errors: Toggle::default(),
             slots,
             rota: Rota::new(queues, QUEUES),
+            waiting: Bits::new(queues),
             settled: false,
             tokens: Tokens::new(queues + 2, bell.clone()),
             bell,
@@ -197,31 +201,34 @@ impl State {
             self.rota.end(None);
             return false;
         }
-        let (mut denied, mut more, mut waiting) = (None, false, false);
+        let (mut denied, mut more, mut turn, mut served) = (None, false, 0, turns);
         // Until the VMM follows SMMUEN, nothing is taken that depends on it.
         let takes = self.smmuen_pending.is_none() && self.invalidating.is_none();
-        for turn in 0..turns {
-            let number = self.rota.turn(turn);
-            let waits = self.slots[number].waits();
-            if denied.is_some() && !waits && !self.rota.is_look(turn) {
-                // It has its turn in the next sweep, or in one after that: the first then is whoever was denied.
+        while turn < turns {
+            if denied.is_some() && !self.rota.is_look(turn) {
+                // The others have their turn in the next sweep, or in one after that: first comes who was denied.
+                busy |= self.complete_waiting(to);
+                (served, turn) = (turn, self.rota.first_look());
                 continue;
             }
+            let number = self.rota.turn(turn);
+            turn += 1;
             self.serving = Some(number);
-            let completed = waits && self.complete(number, to);
+            let completed = self.slots[number].waits() && self.complete(number, to);
             let took = if takes { self.take(number, to, allowance, &mut denied) } else { Took::Nothing };
             more |= took == Took::Part;
             let waits = self.slots[number].waits();
+            self.waiting.set(number, waits);
             self.rota.note(number, completed || took != Took::Nothing || waits);
-            waiting |= waits;
             busy |= completed || matches!(took, Took::Something | Took::Part);
         }
         if more {
-            self.take_more(turns, to, allowance, &mut denied);
+            self.take_more(served, to, allowance, &mut denied);
         }
         self.serving = None;
         self.rota.end(denied);
-        self.settled = takes && !busy && !waiting && denied.is_none() && self.gbpa_pending.is_none();
+        let waits = self.waiting.any() || self.gbpa_pending.is_some();
+        self.settled = takes && !busy && !waits && denied.is_none();
         busy
     }
 
@@ -236,6 +243,19 @@ impl State {
     /// Whether it has had nothing to do for a while, and waits for nothing.
     pub fn is_quiet(&self) -> bool {
         self.rota.is_quiet()
+    }
+
+    /// Completes what queues wait for, of which no commands are taken in this sweep.
+    fn complete_waiting<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+        let mut completed = false;
+        let mut next = self.waiting.next(0);
+        while let Some(number) = next {
+            self.serving = Some(number);
+            completed |= self.complete(number, to);
+            self.waiting.set(number, self.slots[number].waits());
+            next = self.waiting.next(number + 1);
+        }
+        completed
     }
 
     /// Completes the command that a queue waits for, if that has come to pass.
@@ -310,6 +330,7 @@ impl State {
                 if std::mem::take(&mut self.slots[number].more) {
                     self.serving = Some(number);
                     again |= self.take(number, to, allowance, denied) == Took::Part;
+                    self.waiting.set(number, self.slots[number].waits());
                 }
             }
         }
