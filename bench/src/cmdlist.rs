@@ -24,7 +24,7 @@ use ecmdq_engine::registers::{CMDQ_CONS, CMDQ_PROD};
 use ecmdq_ring::{Index, QueueSize, QueueWords, SharedQueue, SharedRegion};
 use vm_memory::GuestAddress;
 
-use crate::driver::{DriverError, Sync, cmd_sync, enable_cmdq, queue_error};
+use crate::driver::{Driver, DriverError, Sync, cmd_sync, enable_cmdq, queue_error};
 use crate::registers::{Registers, TIMEOUT};
 
 /// The most commands that are added at once: more are split, and the last part has the CMD_SYNC.
@@ -90,6 +90,11 @@ impl Cmdlist {
             valid,
         });
         Self { words, size, base, registers, shared }
+    }
+
+    /// A driver that knows nothing of the others: what it does clashes with what they do.
+    pub(crate) fn into_own(self) -> Driver {
+        Driver::over(self.words, self.size, self.base, self.registers)
     }
 
     /// Adds commands and a CMD_SYNC, waits until it has completed, and tells how long that took.
