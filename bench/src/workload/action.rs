@@ -100,7 +100,8 @@ impl Mapping {
                 ranges(ASID, address, self.bytes() >> granule, granule, ttl << 8 | 1)
             }
             false => {
-                (0..self.pages).map(|i| Command([0x12 | ASID << 48, address + (i << page) | 1])).collect()
+                let each = (address..address + self.bytes()).step_by(1 << page);
+                each.map(|page| Command([0x12 | ASID << 48, page | 1])).collect()
             }
         }
     }

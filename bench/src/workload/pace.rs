@@ -8,7 +8,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use serde::Deserialize;
 
 /// When the next group is due, whether or not the last one has completed: who had to wait for that begins late, and is timed since it
-/// was due. Groups that [follow](crate::Group::follows) others are not told apart from them.
+/// was due. A group that [follows](crate::Group::follows) another counts as a part of it.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pace {
