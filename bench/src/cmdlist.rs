@@ -24,7 +24,7 @@ use ecmdq_engine::registers::{CMDQ_CONS, CMDQ_PROD};
 use ecmdq_ring::{Index, QueueSize, QueueWords, SharedQueue, SharedRegion};
 use vm_memory::GuestAddress;
 
-use crate::driver::{DriverError, Sync, cmd_sync, enable_cmdq, queue_error};
+use crate::driver::{Driver, DriverError, Sync, cmd_sync, enable_cmdq, queue_error};
 use crate::registers::{Registers, TIMEOUT};
 
 /// The most commands that are added at once: more are split, and the last part has the CMD_SYNC.
@@ -90,6 +90,11 @@ impl Cmdlist {
             valid,
         });
         Self { words, size, base, registers, shared }
+    }
+
+    /// A driver that knows nothing of the others: what it does clashes with what they do.
+    pub(crate) fn into_own(self) -> Driver {
+        Driver::over(self.words, self.size, self.base, self.registers)
     }
 
     /// Adds commands and a CMD_SYNC, waits until it has completed, and tells how long that took.
@@ -313,6 +318,7 @@ mod tests {
 
     const CMDS: usize = 0x4000;
     const PAGES: usize = 0x1000;
+    const BASE: GuestAddress = GuestAddress(0x4000_0000);
 
     /// Commands as they came, the CMD_SYNCs completed as an SMMU does: CONS, and then the MSI.
     fn smmu(
@@ -342,21 +348,24 @@ mod tests {
         }
     }
 
-    /// So many vCPUs send groups of 0 to 20 commands; each command names its vCPU and has a number.
-    fn run(log2: u32, vcpus: u64, groups: u64, sync: Sync) {
-        let (ring, pages) =
-            (SharedRegion::from_words(vec![0; CMDS / 8]), SharedRegion::from_words(vec![0; PAGES / 8]));
+    fn empty(log2: u32) -> Cmdlist {
+        let ring = SharedRegion::from_words(vec![0; CMDS / 8]);
+        let pages = SharedRegion::from_words(vec![0; PAGES / 8]);
         let size = QueueSize::from_log2(log2).expect("a size");
         let ring = ring.part(0, size.bytes()).expect("it fits");
-        let words =
-            || SharedQueue::new(ring.clone(), 0, size, pages.clone(), CMDQ_PROD, CMDQ_CONS).expect("it fits");
-        let base = GuestAddress(0x4000_0000);
-        let cmdlist = Cmdlist::over(words(), size, base, Registers::Memory(pages.clone()));
-        let (consumer, stop) = (Consumer::new(words(), size, Index::ZERO), AtomicBool::new(false));
+        let words = SharedQueue::new(ring, 0, size, pages.clone(), CMDQ_PROD, CMDQ_CONS).expect("it fits");
+        Cmdlist::over(words, size, BASE, Registers::Memory(pages))
+    }
+
+    /// So many vCPUs send groups of 0 to 20 commands; each command names its vCPU and has a number.
+    fn run(log2: u32, vcpus: u64, groups: u64, sync: Sync) {
+        let cmdlist = empty(log2);
+        let consumer = Consumer::new(cmdlist.words.clone(), cmdlist.size, Index::ZERO);
+        let stop = AtomicBool::new(false);
         let counts: Vec<_> = (0..vcpus).map(|_| AtomicU64::new(0)).collect();
         let counts = &counts;
-        let taken = thread::scope(|scope| {
-            let smmu = scope.spawn(|| smmu(consumer, base.0, counts, &stop));
+        let (taken, sent) = thread::scope(|scope| {
+            let smmu = scope.spawn(|| smmu(consumer, BASE.0, counts, &stop));
             let vcpus: Vec<_> = (0..vcpus)
                 .map(|vcpu| {
                     let cmdlist = cmdlist.clone();
@@ -378,11 +387,12 @@ mod tests {
                     })
                 })
                 .collect();
-            let sent: Vec<_> = vcpus.into_iter().map(|vcpu| vcpu.join().expect("no panic")).collect();
+            let sent: Vec<_> = vcpus.into_iter().map(|vcpu| vcpu.join()).collect();
+            // Also after a panic: else the SMMU would go on for ever.
             stop.store(true, Relaxed);
             (smmu.join().expect("no panic"), sent)
         });
-        let (taken, sent) = taken;
+        let sent: Vec<u64> = sent.into_iter().map(|sent| sent.expect("no panic")).collect();
         let mut next = vec![0; sent.len()];
         for [low, number] in taken.iter().filter(|entry| entry[0] & 0xff == 0x12) {
             let next = &mut next[(low >> 32) as usize];
@@ -402,6 +412,27 @@ mod tests {
             run(4, 4, 400, sync);
             // More than one word of marks.
             run(7, 3, 1000, sync);
+        }
+    }
+
+    #[test]
+    fn the_owner_rings_once_for_all_and_not_before_all_are_valid() {
+        let cmdlist = empty(2);
+        let (now, long_ago) = (Instant::now(), Instant::now() - 2 * TIMEOUT);
+        let mut before = 0;
+        // Of a queue of four entries, with its wrap bit.
+        for end in [3, 6, 1, 4] {
+            let owner = cmdlist.reserve(2, now).expect("room");
+            let other = cmdlist.reserve(1, now).expect("room");
+            assert!(!owner.owned && other.owned);
+            cmdlist.mark(owner.prod, 2);
+            assert!(cmdlist.ring(owner.prod, long_ago).is_err());
+            assert_eq!(cmdlist.words.load_prod(Relaxed), before);
+            cmdlist.mark(other.prod, 1);
+            cmdlist.ring(owner.prod, now).expect("all are valid");
+            assert_eq!(cmdlist.words.load_prod(Relaxed), end);
+            cmdlist.words.store_cons(end, Release);
+            before = end;
         }
     }
 

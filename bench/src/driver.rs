@@ -96,6 +96,16 @@ impl Driver {
         Ok(Self { kind: Kind::Cmdq(registers), producer, base })
     }
 
+    /// Of a CMDQ that is enabled and was empty.
+    pub(crate) fn over(
+        words: SharedQueue,
+        size: QueueSize,
+        base: GuestAddress,
+        registers: Registers,
+    ) -> Self {
+        Self { kind: Kind::Cmdq(registers), producer: Producer::new(words, size, Index::ZERO), base }
+    }
+
     /// Enables an ECMDQ of 2^`log2` entries at `base`, whose memory is `ring` (facts sheet, section 4.5). The SMMU has been
     /// [reset](Registers::reset).
     ///
@@ -122,20 +132,21 @@ impl Driver {
         Ok(Self { kind: Kind::Ecmdq, producer, base })
     }
 
-    /// Sends commands and a CMD_SYNC in one go, waits until it has completed, and tells how long that took.
-    ///
-    /// `commands` must leave room for the CMD_SYNC in the queue.
+    /// Sends commands and a CMD_SYNC, in one go if they fit the queue, waits until it has completed, and tells how long that took
+    /// since the first doorbell.
     ///
     /// # Errors
     ///
     /// [`DriverError::SyncTimeout`], [`DriverError::Command`].
     pub fn send(&mut self, commands: &[Command], sync: Sync) -> Result<Duration, DriverError> {
         // The queue is empty: `send` waits for all that it sends.
-        self.producer.write(bytemuck::cast_slice(commands));
+        let entries = bytemuck::cast_slice(commands);
+        let fit = self.producer.write(entries);
+        let start = Instant::now();
+        self.write(&entries[fit..], start)?;
         let slot = self.producer.size().slot(self.producer.prod());
         let command = cmd_sync(sync, self.base.0 + 16 * u64::from(slot));
-        self.producer.write(&[command.0]);
-        let start = Instant::now();
+        self.write(&[command.0], start)?;
         // An ECMDQ's doorbell says EN and ERRACK again: they are in the same register.
         self.producer.publish();
         match sync {
@@ -147,6 +158,19 @@ impl Driver {
         // After an MSI, CONS must have passed the CMD_SYNC already.
         self.wait(start, |driver| driver.producer.unconsumed() == 0)?;
         Ok(start.elapsed())
+    }
+
+    /// Adds all entries; while the queue is full, rings and waits for room.
+    fn write(&mut self, mut entries: &[[u64; 2]], start: Instant) -> Result<(), DriverError> {
+        while !entries.is_empty() {
+            let n = self.producer.write(entries);
+            entries = &entries[n..];
+            if n == 0 {
+                self.producer.publish();
+                self.wait(start, |driver| driver.producer.room(1) > 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// What a hostile driver does: adds what fits, rings, and waits for nothing.

@@ -65,7 +65,7 @@ pub struct GuestReport {
     pub stats: Stats,
     /// Commands that the guest sent, CMD_SYNCs included.
     pub sent: u64,
-    /// From the doorbell to the CMD_SYNC's completion, in nanoseconds.
+    /// From the doorbell to the CMD_SYNC's completion, in nanoseconds; with a pace, from when the commands were due.
     pub sync_ns: Histogram<u64>,
     /// Which of its queues stopped early, and why.
     pub errors: Vec<(u16, DriverError)>,
@@ -152,7 +152,7 @@ impl Session {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut features = Features::default();
-        features.ats = true;
+        (features.ats, features.ssid_bits) = (true, 20);
         if settings.queue == QueueKind::Ecmdq {
             features = features.with_ecmdqs(0, settings.queues.next_power_of_two().ilog2() as u8);
         }

@@ -15,10 +15,12 @@ pub struct Group {
     pub commands: Vec<Command>,
     /// How the CMD_SYNC is waited for.
     pub sync: Sync,
+    /// Whether it is the rest of what the group before began, and is sent at once, whatever the pace.
+    pub follows: bool,
 }
 
 /// A stream of groups, sent over and over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// The groups in order.
     pub groups: Vec<Group>,
@@ -39,7 +41,7 @@ impl Traffic {
             Command([0x0001_0000_0000_3012 | scale << 20, (0xfff0_0000 + (i << 9)) << 12 | 0x701])
         };
         let mut groups = Vec::new();
-        let mut add = |sync, commands| groups.push(Group { commands, sync });
+        let mut add = |sync, commands| groups.push(Group { commands, sync, follows: false });
         for i in 0..64 {
             add(Sync::Msi, vec![page(i)]);
             add(Sync::Msi, vec![range(i, i % 8)]);
@@ -62,7 +64,7 @@ impl Traffic {
     pub fn of_queue(&self, queue: u8) -> Self {
         let group = |group: &Group| Group {
             commands: group.commands.iter().map(|command| tagged(*command, queue)).collect(),
-            sync: group.sync,
+            ..*group
         };
         Self {
             groups: self.groups.iter().map(group).collect(),
@@ -86,10 +88,12 @@ impl Traffic {
     pub fn from_commands(stream: impl IntoIterator<Item = Command>) -> Self {
         let (mut groups, mut streams) = (Vec::new(), BTreeSet::new());
         let mut commands = Vec::new();
+        let mut add = |commands: &mut Vec<_>, sync| {
+            groups.push(Group { commands: std::mem::take(commands), sync, follows: false })
+        };
         for command in stream {
             if command.opcode() == Opcode::CMD_SYNC {
-                let sync = if command.bits(0, 13, 12) == 1 { Sync::Msi } else { Sync::Cons };
-                groups.push(Group { commands: std::mem::take(&mut commands), sync });
+                add(&mut commands, if command.bits(0, 13, 12) == 1 { Sync::Msi } else { Sync::Cons });
                 continue;
             }
             if matches!(command.opcode().0, 0x01..=0x06 | 0x40) {
@@ -97,11 +101,11 @@ impl Traffic {
             }
             commands.push(command);
             if commands.len() == MOST {
-                groups.push(Group { commands: std::mem::take(&mut commands), sync: Sync::Cons });
+                add(&mut commands, Sync::Cons);
             }
         }
         if !commands.is_empty() {
-            groups.push(Group { commands, sync: Sync::Cons });
+            add(&mut commands, Sync::Cons);
         }
         Self { groups, streams: streams.into_iter().collect() }
     }

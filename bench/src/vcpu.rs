@@ -37,6 +37,14 @@ impl Port {
             Self::Shared(cmdlist) => cmdlist.send(commands, sync),
         }
     }
+
+    /// The queue as if it were nobody else's.
+    fn into_own(self) -> Driver {
+        match self {
+            Self::Own(driver) => driver,
+            Self::Shared(cmdlist) => cmdlist.into_own(),
+        }
+    }
 }
 
 /// What the vCPUs of a guest have once its driver has started.
@@ -137,12 +145,12 @@ impl Vcpu<'_> {
         pin((usize::from(self.guest) + self.number) % thread::available_parallelism().map_or(1, Into::into));
         start_line.wait();
         let mut done = Sent { sent: 0, sync_ns: histogram(), result: Ok(()) };
-        done.result = port.and_then(|port| match port {
-            Port::Own(driver) if plan.hostile => {
-                self.flood(driver, plan.time);
+        done.result = port.and_then(|port| match plan.hostile {
+            true => {
+                self.flood(port.into_own(), plan.time);
                 Ok(())
             }
-            port => self.work(port, plan, verifier, &mut done),
+            false => self.work(port, plan, verifier, &mut done),
         });
         done
     }
@@ -165,7 +173,7 @@ impl Vcpu<'_> {
             if i >= least && start.elapsed() >= plan.time {
                 break;
             }
-            let due = clock.as_mut().map(Clock::wait);
+            let due = clock.as_mut().filter(|_| !group.follows).map(Clock::wait);
             if let Some(verifier) = verifier {
                 verifier.sending(self.guest, self.number, &group.commands, &self.traffic.streams);
             }

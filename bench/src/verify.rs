@@ -196,7 +196,8 @@ fn host_command(guest: u16, Command([low, high]): Command, streams: &[StreamId])
         0x10..=0x13 => Some(Command([low & !0x0000_ffff_0000_0000 | vmid, high])),
         0x30 => Some(nh_all(guest)),
         0x05 | 0x06 | 0x40 if !streams.contains(&stream) => None,
-        // The emulated guests have no substreams: SubstreamID, SSV and Global do not count in ATC_INV.
+        // SubstreamID and Global count with SSV only.
+        0x40 if low & 1 << 11 != 0 => Some(Command([low & 0xffff_ffff | host_stream, high])),
         0x40 => Some(Command([0x40 | host_stream, high])),
         0x05 | 0x06 => Some(Command([low & 0xffff_ffff | host_stream, high])),
         _ => None,

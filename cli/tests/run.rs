@@ -96,9 +96,43 @@ fn workloads_run_and_are_verified() {
         assert!(output.status.success(), "{workload}: {}{}", stdout(&output), stderr(&output));
         assert!(stdout(&output).contains(mark), "{workload}: {}", stdout(&output));
     }
-    let file = stream("own.toml", b"about = \"one\"\nseed = 1\n[[action]]\ndo = \"flush\"\n");
+}
+
+/// What a workload of one's own comes to.
+fn own(name: &str, text: &str) -> String {
+    let file = stream(name, format!("about = \"\"\nseed = 1\n{text}").as_bytes());
     let output = ecmdq(&["--workload", &file.to_string_lossy(), "--seconds", "0"]);
-    assert!(stdout(&output).contains("verified: 2,048 commands"), "{}", stdout(&output));
+    assert!(output.status.success(), "{name}: {}{}", stdout(&output), stderr(&output));
+    stdout(&output)
+}
+
+#[test]
+fn a_workload_may_be_ones_own() {
+    let text = own("own.toml", "[[action]]\ndo = \"flush\"\n");
+    assert!(text.contains("verified: 2,048 commands"), "{text}");
+    stream("beside.cmds", &raw(&[[0x0001_0000_0000_0011, 0], [0x10, 0], [0x46, 0]]));
+    let text = own("replay.toml", "[[action]]\ndo = \"replay\"\ntrace = \"beside.cmds\"\n");
+    assert!(text.contains("verified: 4,096 commands"), "{text}");
+}
+
+#[test]
+fn more_commands_than_the_queue_has_entries_are_sent_in_parts() {
+    // With a pace a vCPU sends one group at least, and here no more.
+    let text =
+        own("long.toml", "queue_log2 = 7\npace = { mean_ns = 0 }\n[[action]]\ndo = \"unmap\"\npages = 512\n");
+    assert!(text.contains("verified: 512 commands"), "{text}");
+}
+
+#[test]
+fn a_hostile_guest_is_hostile_on_a_shared_cmdq_as_well() {
+    let text = own(
+        "hostile.toml",
+        "queue = \"cmdq\"\nvcpus = 2\nguests = 2\nhostile = 1\n[[action]]\ndo = \"flush\"\n",
+    );
+    assert!(text.contains("guest 1 was hostile") && text.contains("verified: 4,096 commands"), "{text}");
+    // It waits for no CMD_SYNC.
+    let hostile = text.lines().find(|line| line.trim_start().starts_with("1 ")).unwrap();
+    assert!(hostile.contains(" 0.0 us     0.0 us     0.0 us "), "{text}");
 }
 
 #[test]

@@ -8,11 +8,12 @@ use rand::rngs::Xoshiro256PlusPlus;
 use serde::Deserialize;
 
 /// When the next group is due, whether or not the last one has completed: who had to wait for that begins late, and is timed since it
-/// was due.
+/// was due. A group that [follows](crate::Group::follows) another counts as a part of it.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pace {
-    /// From one to the next, in nanoseconds, on average.
+    /// From one to the next, in nanoseconds, on average. With 0 they have no time of their own: each is due once the last one has
+    /// completed, and a pause begins then.
     pub mean_ns: u64,
     /// How they are spread.
     #[serde(default)]
@@ -57,6 +58,9 @@ impl Clock {
 
     /// Waits until the next group is due, and says when that was.
     pub fn wait(&mut self) -> Instant {
+        if self.pace.mean_ns == 0 {
+            self.due = Instant::now();
+        }
         let gap = self.gap();
         self.due += gap;
         loop {
@@ -77,9 +81,36 @@ impl Clock {
             // Of a number in (0, 1].
             Spread::Exponential => -(1.0 - self.random.random::<f64>()).ln(),
         };
+        let pause = burst.filter(|burst| self.groups > 0 && self.groups.is_multiple_of(burst.groups.max(1)));
         self.groups += 1;
-        let pause = burst.filter(|burst| self.groups.is_multiple_of(burst.groups.max(1)));
         let pause = pause.map_or(Duration::ZERO, |burst| Duration::from_micros(burst.pause_us));
         Duration::from_nanos((mean_ns as f64 * factor) as u64) + pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn gaps(spread: Spread, burst: Option<Burst>, n: usize) -> Vec<u64> {
+        let pace = Pace { mean_ns: 1000, spread, burst };
+        let mut clock = Clock::new(pace, Xoshiro256PlusPlus::seed_from_u64(1));
+        (0..n).map(|_| clock.gap().as_nanos() as u64).collect()
+    }
+
+    #[test]
+    fn a_pause_comes_behind_each_burst() {
+        let burst = Some(Burst { groups: 3, pause_us: 7 });
+        assert_eq!(gaps(Spread::Fixed, burst, 7), [1000, 1000, 1000, 8000, 1000, 1000, 8000]);
+    }
+
+    #[test]
+    fn exponential_gaps_have_the_mean_and_are_often_short() {
+        let gaps = gaps(Spread::Exponential, None, 100_000);
+        // The mean is 1000, and 1 - 1/e of them are below it: with this seed, always the same sample of that.
+        assert!((99_000_000..101_000_000).contains(&gaps.iter().sum::<u64>()));
+        assert!((62_500..64_000).contains(&gaps.iter().filter(|gap| **gap < 1000).count()));
     }
 }
