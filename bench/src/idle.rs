@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::machine::Machine;
 use crate::pin::{GUEST, SERVER, pin};
 use crate::registers::Registers;
+use crate::session::{join, spawn};
 
 const QUEUES_LOG2: u8 = 8;
 /// Queues that are idle while one rings.
@@ -181,7 +182,7 @@ pub fn idle(time: Duration, sleeper: Option<SleeperKind>) -> io::Result<IdleRepo
         thread::sleep(time);
         let after = (processor_time(thread), handle.sleeps());
         let processor = after.0.zip(before.0).map(|(after, before)| after.saturating_sub(before));
-        let (wake_ns, bare_ns) = wakes(&mut guest)?;
+        let (wake_ns, bare_ns) = time_wakes(&mut guest)?;
         stop.store(true, Relaxed);
         handle.wake();
         Ok::<_, io::Error>((processor, after.1 - before.1, wake_ns, bare_ns))
@@ -201,8 +202,25 @@ pub fn idle(time: Duration, sleeper: Option<SleeperKind>) -> io::Result<IdleRepo
     Ok(IdleReport { time, processor, sleeper, sleeps, wake_ns, bare_ns, adaptive, spinning })
 }
 
+/// From a doorbell by an eventfd until a worker that sleeps has taken the command, and from the write of a bare eventfd until another
+/// thread has stored a word, in nanoseconds; and the pause before each.
+pub(crate) fn wakes() -> io::Result<(Histogram<u64>, Histogram<u64>, Duration)> {
+    let mut guest = Guest::new(true)?;
+    let mut worker = Worker::new(AtOnce::default()).with_sleep(Idle::default())?;
+    worker.attach(guest.machine.smmu.clone());
+    let _running = worker.spawn("worker", Some(SERVER))?;
+    guest.wait_enabled();
+    let (engine, bare) = thread::scope(|scope| {
+        join(spawn(scope, "guest".into(), || {
+            pin(GUEST);
+            time_wakes(&mut guest)
+        }))
+    })?;
+    Ok((engine, bare, PAUSE))
+}
+
 /// Times doorbells of a worker that sleeps, and bare eventfds, in turn.
-fn wakes(guest: &mut Guest) -> io::Result<(Histogram<u64>, Histogram<u64>)> {
+fn time_wakes(guest: &mut Guest) -> io::Result<(Histogram<u64>, Histogram<u64>)> {
     let histogram = || Histogram::new_with_bounds(1, 60_000_000_000, 3).map_err(io::Error::other);
     let (mut engine, mut bare) = (histogram()?, histogram()?);
     let (eventfd, word) = (EventFd::new(0)?, AtomicU64::new(0));

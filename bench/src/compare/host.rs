@@ -89,7 +89,7 @@ fn executed(smmu: &HostSmmu) -> Executed {
 
 /// The host's ring for the engine, with an SMMU that executes on the worker's thread what it is handed.
 #[derive(Debug)]
-pub(crate) struct Inline {
+pub(super) struct Inline {
     ring: NativeRing,
     smmu: HostSmmu,
     counts: Arc<Counts>,
@@ -97,7 +97,7 @@ pub(crate) struct Inline {
 
 /// What it has executed, for other threads.
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
+pub(super) struct Counts {
     all: AtomicU64,
     syncs: AtomicU64,
 }
@@ -114,13 +114,6 @@ impl Inline {
         let (ring, smmu) = NativeRing::with_consumer(HOST_LOG2)?;
         let counts = Arc::<Counts>::default();
         Ok((Self { ring, smmu, counts: counts.clone() }, counts))
-    }
-
-    /// Has a command in each slot once.
-    pub fn fill(&mut self) {
-        (0..1 << HOST_LOG2).for_each(|_| {
-            self.submit(&[Command::default()]);
-        });
     }
 
     fn execute(&mut self) {

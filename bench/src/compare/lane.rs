@@ -12,7 +12,7 @@ use ecmdq_engine::{Command, Opcode};
 use hdrhistogram::Histogram;
 
 use super::{Executed, Guest, Schedule, Server, Transport};
-use crate::pin::{GUEST, SERVER, pin};
+use crate::pin::{Busy, GUEST, SERVER, pin};
 use crate::session::{join, spawn};
 
 /// When a queue gets its next group.
@@ -73,14 +73,26 @@ fn by_cons(group: &[Command]) -> Vec<Command> {
     group.iter().map(by_cons).collect()
 }
 
+/// What was sent, and how long it took until the last command had completed.
+#[derive(Clone, Copy, Debug)]
+pub struct Ran {
+    /// Commands in all.
+    pub commands: u64,
+    /// From the first doorbell.
+    pub time: Duration,
+    /// The part of the time in which a side was kept off its processor, by other threads or by other machines on the same host: what
+    /// was measured says as much less. 0 where a side sleeps.
+    pub kept_off: f64,
+}
+
 /// A [`Transport`] of any kind that is open.
 pub trait Lane: Send {
-    /// Sends so many groups, to each queue in turn, and says how many commands that were and how long it took until the last one
-    /// had completed.
-    fn run(&mut self, load: &Load, groups: usize) -> (u64, Duration);
+    /// Sends so many groups, to each queue in turn.
+    fn run(&mut self, load: &Load, groups: usize) -> Ran;
 
-    /// Sends `n` TLBIs and a CMD_SYNC on the first queue, waits until it has completed, and so on; records how long each took.
-    fn round_trips(&mut self, n: usize, schedule: Schedule, times: &mut Histogram<u64>);
+    /// Sends `n` TLBIs and a CMD_SYNC on the first queue, waits until it has completed, and so on; records how long each took. Says
+    /// what a side was [kept off](Ran::kept_off).
+    fn round_trips(&mut self, n: usize, schedule: Schedule, times: &mut Histogram<u64>) -> f64;
 
     /// What the host has executed.
     fn executed(&self) -> Executed;
@@ -104,35 +116,40 @@ impl<G: Guest + Send, S: Server + Send> Pair<G, S> {
         Ok(Self { guests, server })
     }
 
-    /// Has the server serve on its processor while `work` is done with the guests on theirs.
-    fn serve_while<R: Send>(&mut self, work: impl FnOnce(&mut [G]) -> R + Send) -> R {
+    /// Has the server serve on its processor while `work` is done with the guests on theirs. Says what a side was
+    /// [kept off](Ran::kept_off).
+    fn serve_while<R: Send>(&mut self, work: impl FnOnce(&mut [G]) -> R + Send) -> (R, f64) {
         let Self { guests, server } = self;
         let (stop, ready) = (AtomicBool::new(false), Barrier::new(2));
         let (stop, ready) = (&stop, &ready);
         thread::scope(|scope| {
-            spawn(scope, "server".into(), move || {
+            let server = spawn(scope, "server".into(), move || {
                 pin(SERVER);
                 ready.wait();
+                let busy = Busy::start();
                 server.run(stop);
                 // What has no CMD_SYNC behind it may still be on its way.
                 while server.serve() {}
+                busy.kept_off()
             });
             let guests = spawn(scope, "guests".into(), move || {
                 pin(GUEST);
                 ready.wait();
-                work(guests)
+                let busy = Busy::start();
+                (work(guests), busy.kept_off())
             });
-            let result = join(guests);
+            let (result, kept_off) = join(guests);
             // Relaxed: it carries nothing but itself.
             stop.store(true, Relaxed);
-            result
+            let kept_off = kept_off.max(join(server));
+            (result, if S::SLEEPS { 0.0 } else { kept_off })
         })
     }
 }
 
 impl<G: Guest + Send, S: Server + Send> Lane for Pair<G, S> {
-    fn run(&mut self, load: &Load, groups: usize) -> (u64, Duration) {
-        let time = self.serve_while(|guests| {
+    fn run(&mut self, load: &Load, groups: usize) -> Ran {
+        let (time, kept_off) = self.serve_while(|guests| {
             let start = Instant::now();
             let all = load.groups.iter().cycle().take(groups).enumerate();
             let queues = guests.len();
@@ -147,17 +164,18 @@ impl<G: Guest + Send, S: Server + Send> Lane for Pair<G, S> {
             guests.iter_mut().for_each(|guest| spin_until(|| guest.is_done()));
             start.elapsed()
         });
-        (load.len(groups), time)
+        Ran { commands: load.len(groups), time, kept_off }
     }
 
-    fn round_trips(&mut self, n: usize, schedule: Schedule, times: &mut Histogram<u64>) {
+    fn round_trips(&mut self, n: usize, schedule: Schedule, times: &mut Histogram<u64>) -> f64 {
         let group: Vec<_> = tlbis(n).chain([SYNC]).collect();
-        self.serve_while(|guests| {
+        let ((), kept_off) = self.serve_while(|guests| {
             schedule.keep(times, || {
                 spin_until(|| guests[0].send(&group));
                 spin_until(|| guests[0].is_done());
             });
         });
+        kept_off
     }
 
     fn executed(&self) -> Executed {

@@ -14,8 +14,7 @@ mod trap;
 mod virtqueue;
 
 pub use engine::{Engine, Guests};
-pub(crate) use host::Inline;
-pub use lane::{Lane, Load, Pair, Wait};
+pub use lane::{Lane, Load, Pair, Ran, Wait};
 pub use limit::Limit;
 pub use queues::{Array, Deque, Rtrb};
 pub use round_trip::{Schedule, ping_pong};
@@ -35,6 +34,31 @@ pub const QUEUE_LOG2: u32 = 10;
 pub const HOST_LOG2: u32 = 12;
 /// The most commands that a server takes from a queue before it looks at the next one.
 pub const BATCH: usize = 64;
+
+/// Opens so many queues of a [`Transport`].
+pub type Open = fn(usize) -> io::Result<Box<dyn Lane>>;
+
+/// What is compared: the limit, the engine, and the others.
+pub const WAYS: [(&str, Open); 9] = [
+    ("limit", open::<Limit>),
+    ("engine", open::<Engine>),
+    ("virtqueue, 1 a chain", open::<Virtqueue<1>>),
+    ("virtqueue, 16 a chain", open::<Virtqueue<16>>),
+    ("virtqueue, 64 a chain", open::<Virtqueue<64>>),
+    ("ArrayQueue", open::<Array>),
+    ("rtrb", open::<Rtrb>),
+    ("Mutex<VecDeque>", open::<Deque>),
+    ("trap", open::<Trap>),
+];
+
+/// Opens so many queues.
+///
+/// # Errors
+///
+/// As [`Transport::open`].
+pub fn open<T: Transport + 'static>(queues: usize) -> io::Result<Box<dyn Lane>> {
+    Ok(Box::new(Pair::open::<T>(queues)?))
+}
 
 /// A way from guests to the host.
 pub trait Transport {
@@ -62,6 +86,9 @@ pub trait Guest {
 
 /// Who serves the queues.
 pub trait Server {
+    /// Whether it, or a guest that waits for it, sleeps when there is nothing to do.
+    const SLEEPS: bool = false;
+
     /// Takes what there is, hands it to the host, has the host execute it, and completes. Says whether there was anything.
     fn serve(&mut self) -> bool;
 

@@ -12,7 +12,8 @@ use crossbeam::utils::CachePadded;
 use hdrhistogram::Histogram;
 
 use super::lane::spin_until;
-use crate::pin::{GUEST, SERVER, pin};
+use crate::pin::{Busy, GUEST, SERVER, pin};
+use crate::session::{join, spawn};
 
 /// When requests begin.
 #[derive(Clone, Copy, Debug)]
@@ -36,26 +37,30 @@ impl Schedule {
     }
 }
 
-/// One word there, one word back.
-pub fn ping_pong(schedule: Schedule, times: &mut Histogram<u64>) {
-    let [there, back] = [(); 2].map(|()| CachePadded::new(AtomicU64::new(0)));
+/// One word there, one word back. Says what a side was [kept off](super::Ran::kept_off).
+pub fn ping_pong(schedule: Schedule, times: &mut Histogram<u64>) -> f64 {
+    let [there, back] = &[(); 2].map(|()| CachePadded::new(AtomicU64::new(0)));
     thread::scope(|scope| {
-        scope.spawn(|| {
+        let server = spawn(scope, "server".into(), move || {
             pin(SERVER);
+            let busy = Busy::start();
             for round in 1..=u64::from(schedule.requests) {
                 // Acquire and release: as the two sides of a queue.
                 spin_until(|| there.load(Acquire) == round);
                 back.store(round, Release);
             }
+            busy.kept_off()
         });
-        scope.spawn(|| {
+        let guest = spawn(scope, "guest".into(), move || {
             pin(GUEST);
-            let mut round = 0;
+            let (busy, mut round) = (Busy::start(), 0);
             schedule.keep(times, || {
                 round += 1;
                 there.store(round, Release);
                 spin_until(|| back.load(Acquire) == round);
             });
+            busy.kept_off()
         });
-    });
+        join(guest).max(join(server))
+    })
 }

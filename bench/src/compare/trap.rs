@@ -115,6 +115,8 @@ impl Guest for Vcpu {
 }
 
 impl Server for Device {
+    const SLEEPS: bool = true;
+
     fn serve(&mut self) -> bool {
         // So that whoever wants it to stop need not ring.
         let timeout = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };

@@ -3,17 +3,11 @@
 use std::io;
 use std::time::Duration;
 
-use ecmdq_engine::{Features, Worker};
-use hdrhistogram::Histogram;
-
 use super::goals::goals;
-use super::{Figures, MachineInfo, Memory, Merging, Rate, RoundTrip, Spread};
-use crate::compare::{
-    Array, Deque, Engine, Guests, Inline, Lane, Limit, Load, Pair, Rtrb, Schedule, Transport, Trap,
-    Virtqueue, ping_pong,
-};
-use crate::machine::Machine;
-use crate::trace;
+use super::round_trips::round_trips;
+use super::{Figures, Instructions, MachineInfo, Memory, Merging, Rate, Spread, Steady};
+use crate::compare::{Engine, Guests, Lane, Load, Ran, WAYS, open};
+use crate::{scale, trace};
 
 /// TLBI_NH_VA of one page each, sent as there is room.
 pub(super) const TLBI: &str = "TLBI";
@@ -30,7 +24,7 @@ pub struct Effort {
     queues: &'static [usize],
     batches: &'static [usize],
     /// Repetitions, and CMD_SYNCs in each, of the round trips.
-    round_trips: (usize, u32),
+    pub(super) round_trips: (usize, u32),
 }
 
 impl Effort {
@@ -52,30 +46,9 @@ impl Effort {
     };
 }
 
-/// Something that carries commands: its name, how it is opened, and whether it is only of interest with one queue, because it stands
-/// still for each doorbell.
-type Way = (&'static str, fn(usize) -> io::Result<Box<dyn Lane>>, bool);
-
-const WAYS: [Way; 9] = [
-    (LIMIT, open::<Limit>, false),
-    (ENGINE, open::<Engine>, false),
-    ("virtqueue, 1 a chain", open::<Virtqueue<1>>, false),
-    ("virtqueue, 16 a chain", open::<Virtqueue<16>>, false),
-    ("virtqueue, 64 a chain", open::<Virtqueue<64>>, false),
-    ("ArrayQueue", open::<Array>, false),
-    ("rtrb", open::<Rtrb>, false),
-    ("Mutex<VecDeque>", open::<Deque>, false),
-    (TRAP, open::<Trap>, true),
-];
 const LIMIT: &str = "limit";
 const ENGINE: &str = "engine";
-const TRAP: &str = "trap";
-/// One word there and back.
-const FLOOR: &str = "one word";
-
-fn open<T: Transport + 'static>(queues: usize) -> io::Result<Box<dyn Lane>> {
-    Ok(Box::new(Pair::open::<T>(queues)?))
-}
+pub(super) const TRAP: &str = "trap";
 
 /// Measures everything; tells `progress` what comes next.
 ///
@@ -83,23 +56,25 @@ fn open<T: Transport + 'static>(queues: usize) -> io::Result<Box<dyn Lane>> {
 ///
 /// What the system said when it refused memory, a descriptor or a thread.
 pub fn measure(effort: &Effort, mut progress: impl FnMut(&str)) -> io::Result<Figures> {
+    let machine = MachineInfo::this();
     progress("memory");
-    // First: what was given back before would be used again.
     let memory = memory()?;
-    let mut rates = Vec::new();
+    let (mut steady, mut rates, mut merging) = (Steady::default(), Vec::new(), Vec::new());
     for queues in effort.queues {
-        rates.extend(throughput(effort, *queues, &mut progress)?);
+        rates.extend(throughput(effort, *queues, &mut steady, &mut progress)?);
     }
     progress("round trips");
-    let round_trips = round_trips(effort)?;
-    let mut merging = Vec::new();
+    let round_trips = round_trips(effort, &mut steady)?;
     for guests in [1, 16, 64, 256] {
         progress(&format!("CMD_SYNCs of {guests} guests"));
-        merging.push(merged(effort, guests)?);
+        merging.push(merged(effort, guests, &mut steady)?);
     }
-    let goals = goals(&rates, &round_trips, &merging);
+    progress("256 queues beside one");
+    let kept = kept(effort, &mut steady)?;
+    let goals = goals(&rates, kept, &round_trips, &merging);
     let quick = effort.queues.len() < Effort::FULL.queues.len();
-    Ok(Figures { machine: MachineInfo::this(), quick, goals, rates, round_trips, merging, memory })
+    let instructions = Instructions::committed();
+    Ok(Figures { machine, quick, steady, goals, rates, round_trips, merging, memory, instructions })
 }
 
 /// What is sent along so many queues: its name, commands a doorbell, and itself.
@@ -115,13 +90,16 @@ fn loads(effort: &Effort, queues: usize) -> Vec<(&'static str, usize, Load)> {
     loads
 }
 
-fn throughput(effort: &Effort, queues: usize, progress: &mut impl FnMut(&str)) -> io::Result<Vec<Rate>> {
+fn throughput(
+    effort: &Effort,
+    queues: usize,
+    steady: &mut Steady,
+    progress: &mut impl FnMut(&str),
+) -> io::Result<Vec<Rate>> {
     let mut rates = Vec::new();
-    let ways = WAYS.iter().filter(|(.., alone)| !alone || queues == 1);
-    let mut lanes = Vec::new();
-    for (name, open, _) in ways {
-        lanes.push((*name, open(queues)?));
-    }
+    // It stands still for each doorbell, of whichever queue.
+    let ways = WAYS.into_iter().filter(|(name, _)| *name != TRAP || queues == 1);
+    let mut lanes = ways.map(|(name, open)| Ok((name, open(queues)?))).collect::<io::Result<Vec<_>>>()?;
     for (load, batch, commands) in loads(effort, queues) {
         progress(&format!("{load}, {batch} a doorbell, {queues} queues"));
         let groups: Vec<_> =
@@ -131,8 +109,8 @@ fn throughput(effort: &Effort, queues: usize, progress: &mut impl FnMut(&str)) -
         for repetition in 0..effort.repetitions {
             for i in 0..lanes.len() {
                 let i = (i + repetition) % lanes.len();
-                let (sent, time) = lanes[i].1.run(&commands, groups[i]);
-                measured[i].push(sent as f64 / time.as_secs_f64());
+                let Ran { commands, time, .. } = steady.run(&mut *lanes[i].1, &commands, groups[i]);
+                measured[i].push(commands as f64 / time.as_secs_f64());
             }
         }
         let of = |name| lanes.iter().position(|(lane, _)| *lane == name).unwrap_or(0);
@@ -152,11 +130,26 @@ fn throughput(effort: &Effort, queues: usize, progress: &mut impl FnMut(&str)) -
     Ok(rates)
 }
 
+/// The engine's rate with 256 queues relative to that with one, 64 commands a doorbell, one after the other.
+fn kept(effort: &Effort, steady: &mut Steady) -> io::Result<Spread> {
+    let load = Load::stream(64);
+    let mut lanes = [open::<Engine>(256)?, open::<Engine>(1)?];
+    let groups = [0, 1].map(|i| long_enough(&mut *lanes[i], &load, effort));
+    let mut ratio = |_| {
+        let [many, one] = [0, 1].map(|i| {
+            let Ran { commands, time, .. } = steady.run(&mut *lanes[i], &load, groups[i]);
+            commands as f64 / time.as_secs_f64()
+        });
+        many / one
+    };
+    Ok(Spread::of((0..2 * effort.repetitions).map(&mut ratio).collect()))
+}
+
 /// So many groups take as long as a slice.
 fn long_enough(lane: &mut dyn Lane, load: &Load, effort: &Effort) -> usize {
     let mut groups = 64;
     loop {
-        let (_, time) = lane.run(load, groups);
+        let Ran { time, .. } = lane.run(load, groups);
         if time >= effort.slice / 2 || groups > 1 << 24 {
             return (groups as f64 * effort.slice.div_duration_f64(time)) as usize + 1;
         }
@@ -164,99 +157,24 @@ fn long_enough(lane: &mut dyn Lane, load: &Load, effort: &Effort) -> usize {
     }
 }
 
-fn round_trips(effort: &Effort) -> io::Result<Vec<RoundTrip>> {
-    let histogram = || Histogram::<u64>::new_with_bounds(1, 10_000_000_000, 3).map_err(io::Error::other);
-    let (repetitions, requests) = effort.round_trips;
-    let schedule = |lane: &str| match lane {
-        // One after another: it takes so long.
-        TRAP => Schedule { interval: Duration::from_micros(200), requests: requests / 20 },
-        _ => Schedule { interval: Duration::from_micros(2), requests },
-    };
-    let mut all = vec![Timed { lane: FLOOR, open: None, times: histogram()?, each: Vec::new() }];
-    for (lane, open, _) in WAYS {
-        all.push(Timed { lane, open: Some(open(1)?), times: histogram()?, each: Vec::new() });
-    }
-    for _ in 0..repetitions {
-        for timed in &mut all {
-            let mut times = histogram()?;
-            match &mut timed.open {
-                Some(lane) => lane.round_trips(1, schedule(timed.lane), &mut times),
-                None => ping_pong(schedule(timed.lane), &mut times),
-            }
-            timed.each.push([0.5, 0.99].map(|part| times.value_at_quantile(part) as f64));
-            timed.times += times;
-        }
-    }
-    let trip = |Timed { lane, times, each, .. }: &Timed| {
-        let of_floor = |which: usize| {
-            Spread::of(
-                each.iter().zip(&all[0].each).map(|(this, floor)| this[which] / floor[which]).collect(),
-            )
-        };
-        RoundTrip {
-            lane: (*lane).into(),
-            interval_ns: schedule(lane).interval.as_nanos() as u64,
-            p50_ns: times.value_at_quantile(0.5),
-            p99_ns: times.value_at_quantile(0.99),
-            p999_ns: times.value_at_quantile(0.999),
-            p50_of_floor: of_floor(0),
-            p99_of_floor: of_floor(1),
-        }
-    };
-    Ok(all.iter().map(trip).collect())
-}
-
-/// What is timed, all of its times, and the median and the 99th percentile of each repetition.
-struct Timed {
-    lane: &'static str,
-    /// `None` for the floor.
-    open: Option<Box<dyn Lane>>,
-    times: Histogram<u64>,
-    each: Vec<[f64; 2]>,
-}
-
-fn merged(effort: &Effort, guests: usize) -> io::Result<Merging> {
+fn merged(effort: &Effort, guests: usize, steady: &mut Steady) -> io::Result<Merging> {
     let mut lane = open::<Guests>(guests)?;
     let load = Load::synced(1);
     let groups = long_enough(&mut *lane, &load, effort);
-    let ratio = |_| {
-        let before = lane.executed().syncs;
-        lane.run(&load, groups);
-        groups as f64 / (lane.executed().syncs - before) as f64
+    let mut ratio = |_| {
+        steady.measure(|| {
+            let before = lane.executed().syncs;
+            let ran = lane.run(&load, groups);
+            (groups as f64 / (lane.executed().syncs - before) as f64, ran.kept_off)
+        })
     };
-    let guest_syncs_per_host_sync = Spread::of((0..effort.repetitions).map(ratio).collect());
+    let guest_syncs_per_host_sync = Spread::of((0..effort.repetitions).map(&mut ratio).collect());
     Ok(Merging { guests, guest_syncs_per_host_sync })
 }
 
-/// By what is resident before and after.
 fn memory() -> io::Result<Memory> {
-    const MANY: u64 = 32;
-    let each = |make: &dyn Fn(u16) -> io::Result<Machine>| -> io::Result<u64> {
-        let before = resident()?;
-        let machines: Vec<_> = (0..MANY as u16).map(make).collect::<Result<_, _>>()?;
-        let bytes = resident()?.saturating_sub(before) / MANY;
-        drop(machines);
-        Ok(bytes)
-    };
-    let plain = each(&|number| Machine::new(number, Features::default(), &[]))?;
-    // Their registers are cleared: their control pages are there.
-    let with_queues = each(&|number| Machine::new(number, Features::default().with_ecmdqs(0, 8), &[]))?;
-    let before = resident()?;
-    let mut workers = Vec::new();
-    for _ in 0..MANY {
-        let (mut host, _) = Inline::new()?;
-        host.fill();
-        workers.push(Worker::new(host));
-    }
-    let worker = resident()?.saturating_sub(before) / MANY;
-    Ok(Memory { guest: plain, queue: with_queues.saturating_sub(plain) / 256, worker })
-}
-
-/// Bytes of this process that are resident.
-fn resident() -> io::Result<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm")?;
-    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages
-        .map(|pages| pages * rustix::param::page_size() as u64)
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    // Memory that was given back before would be used again: the first one is not counted.
+    let bytes = |queues| scale::Memory::measure(queues).map(|memory| memory.engine + memory.control);
+    let (_, one, many) = (bytes(1)?, bytes(1)?, bytes(256)?);
+    Ok(Memory { guest: one as u64, queue: ((many - one) / 255.0) as u64 })
 }

@@ -1,5 +1,6 @@
 //! What a comparison has measured: as data, as a page with plots, and beside an older one.
 
+mod breakdown;
 mod diff;
 mod goals;
 mod html;
@@ -7,6 +8,8 @@ mod instructions;
 mod machine;
 mod measure;
 mod plots;
+mod round_trips;
+mod steady;
 
 pub use diff::{Change, changes};
 pub use goals::Goal;
@@ -15,6 +18,7 @@ pub use instructions::{Count, Instructions};
 pub use machine::MachineInfo;
 pub use measure::{Effort, measure};
 pub use plots::{Plot, plots};
+pub use steady::Steady;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +29,8 @@ pub struct Figures {
     pub machine: MachineInfo,
     /// Fewer cases, and fewer repetitions.
     pub quick: bool,
+    /// How much was measured again.
+    pub steady: Steady,
     /// The goals, first.
     pub goals: Vec<Goal>,
     /// Commands a second.
@@ -35,6 +41,8 @@ pub struct Figures {
     pub merging: Vec<Merging>,
     /// Memory.
     pub memory: Memory,
+    /// The figures of the source, which another machine would count as well.
+    pub instructions: Option<Instructions>,
 }
 
 /// Of repeated measurements: the median, and the quartiles.
@@ -114,13 +122,11 @@ pub struct Merging {
     pub guest_syncs_per_host_sync: Spread,
 }
 
-/// Memory that is there for each, in bytes, guest RAM not counted.
+/// What a virtual SMMU takes of the host's memory, in bytes; its rings are the guest's RAM.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Memory {
-    /// A guest without ECMDQs.
+    /// A guest with an ECMDQ.
     pub guest: u64,
-    /// Each ECMDQ of one with 256.
+    /// Each further ECMDQ.
     pub queue: u64,
-    /// A worker, its host ring of 2^12 entries included.
-    pub worker: u64,
 }

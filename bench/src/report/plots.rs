@@ -4,6 +4,7 @@ use std::error::Error;
 
 use plotters::prelude::*;
 
+use super::breakdown::breakdown;
 use super::measure::TLBI;
 use super::{Figures, Rate, RoundTrip};
 
@@ -18,11 +19,11 @@ pub struct Plot {
     pub svg: String,
 }
 
-type Fail = Box<dyn Error>;
+pub(super) type Fail = Box<dyn Error>;
 
 const SIZE: (u32, u32) = (900, 480);
-const FONT: (&str, u32) = ("sans-serif", 15);
-const COLOURS: [RGBColor; 9] = [
+pub(super) const FONT: (&str, u32) = ("sans-serif", 15);
+pub(super) const COLOURS: [RGBColor; 9] = [
     RGBColor(90, 90, 90),
     RGBColor(200, 30, 30),
     RGBColor(160, 200, 230),
@@ -40,7 +41,7 @@ const COLOURS: [RGBColor; 9] = [
 ///
 /// What the plotting said.
 pub fn plots(figures: &Figures) -> Result<Vec<Plot>, Fail> {
-    let Figures { rates, round_trips, .. } = figures;
+    let Figures { rates, round_trips, instructions, .. } = figures;
     let of = |queues: Option<usize>, batch: Option<usize>| {
         let wanted = |rate: &&Rate| {
             let of = queues.is_none_or(|n| n == rate.queues) && batch.is_none_or(|n| n == rate.batch);
@@ -50,7 +51,7 @@ pub fn plots(figures: &Figures) -> Result<Vec<Plot>, Fail> {
     };
     let by_batch = lines(&of(Some(1), None), |rate| rate.batch, "commands a doorbell")?;
     let by_queues = lines(&of(None, Some(64)), |rate| rate.queues, "queues")?;
-    Ok(vec![
+    let mut plots = vec![
         Plot {
             name: "round-trips",
             caption: "From the doorbell of a TLBI and a CMD_SYNC until it has completed: half, 99 % and 99.9 % of \
@@ -67,7 +68,13 @@ pub fn plots(figures: &Figures) -> Result<Vec<Plot>, Fail> {
             caption: "Commands a second in all, by queues; 64 commands a doorbell.",
             svg: by_queues,
         },
-    ])
+    ];
+    if let Some(svg) = instructions.as_ref().map(breakdown).transpose()?.flatten() {
+        let caption =
+            "Where the instructions of a command's way go, from the guest's write to the host and back.";
+        plots.push(Plot { name: "instructions", caption, svg });
+    }
+    Ok(plots)
 }
 
 /// The names in the order in which they come first.
