@@ -94,24 +94,24 @@ fn write(figures: &Figures, to: &Path) -> Result<(), Error> {
 }
 
 fn print_goals(figures: &Figures) {
-    println!("{}\n", figures.machine.sentence());
-    println!("{:>8} {:>8}  ", "measured", "goal");
+    say!("{}\n", figures.machine.sentence());
+    say!("{:>8} {:>8}  ", "measured", "goal");
     for goal in &figures.goals {
         let bound = format!("{} {}", if goal.at_least { "≥" } else { "≤" }, goal.goal);
         let met = if goal.is_met() { "" } else { "  (not met)" };
-        println!("{:>8.2} {bound:>8}  {}{met}", goal.measured.median, goal.what);
+        say!("{:>8.2} {bound:>8}  {}{met}", goal.measured.median, goal.what);
     }
 }
 
 fn print_changes(changes: &[Change]) {
-    println!("{:>8} {:>8} {:>8} {:>8}  ", "before", "now", "change", "noise");
+    say!("{:>8} {:>8} {:>8} {:>8}  ", "before", "now", "change", "noise");
     for change in changes {
         let verdict = match (change.is_real(), change.is_better()) {
             (false, _) => "",
             (true, true) => "  (better)",
             (true, false) => "  (worse)",
         };
-        println!(
+        say!(
             "{:>8.3} {:>8.3} {:>+7.1}% {:>7.1}%  {}{verdict}",
             change.old.median,
             change.new.median,

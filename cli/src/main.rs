@@ -1,5 +1,12 @@
 //! The program `ecmdq`: runs emulated guests against the engine, serves a real one, shows and translates commands.
 
+/// Prints a line. Who has closed the pipe wants no more of them.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format!($($what)*)));
+    }};
+}
+
 mod bench;
 mod decode;
 mod run;

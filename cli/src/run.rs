@@ -142,7 +142,7 @@ pub fn run(options: &Options) -> Result<ExitCode, Error> {
 
 fn print_workload(name: &str) {
     if let Ok(workload) = Workload::open(name) {
-        println!("{name:<12}{}", workload.about);
+        say!("{name:<12}{}", workload.about);
     }
 }
 
@@ -206,7 +206,7 @@ fn show_progress(readers: &[StatsReader], seconds: f64, done: impl Fn() -> bool)
 
 fn print_idle(report: &IdleReport) {
     let IdleReport { time, processor, sleeper, sleeps, wake_ns, bare_ns, adaptive, spinning } = report;
-    println!(
+    say!(
         "{IDLE_QUEUES} idle queues, {:.1} s, on {}",
         time.as_secs_f64(),
         match sleeper {
@@ -217,20 +217,20 @@ fn print_idle(report: &IdleReport) {
     );
     match processor {
         Some(processor) => {
-            println!("  processor time {:.3} ms, slept {sleeps} times", processor.as_secs_f64() * 1e3)
+            say!("  processor time {:.3} ms, slept {sleeps} times", processor.as_secs_f64() * 1e3)
         }
-        None => println!("  processor time is not told by this system, slept {sleeps} times"),
+        None => say!("  processor time is not told by this system, slept {sleeps} times"),
     }
-    println!("wake-up, {} times{:>17} {:>10} {:>10}", wake_ns.len(), "p50", "p99", "max");
+    say!("wake-up, {} times{:>17} {:>10} {:>10}", wake_ns.len(), "p50", "p99", "max");
     for (name, times) in [("doorbell to command taken", wake_ns), ("bare eventfd", bare_ns)] {
         let at = |quantile| micros(times.value_at_quantile(quantile));
-        println!("  {name:<27}{:>10} {:>10} {:>10}", at(0.5), at(0.99), at(1.0));
+        say!("  {name:<27}{:>10} {:>10} {:>10}", at(0.5), at(0.99), at(1.0));
     }
     let ratio = |quantile| {
         wake_ns.value_at_quantile(quantile) as f64 / bare_ns.value_at_quantile(quantile).max(1) as f64
     };
-    println!("  {:<27}{:>10.2} {:>10.2}", "ratio", ratio(0.5), ratio(0.99));
-    println!(
+    say!("  {:<27}{:>10.2} {:>10.2}", "ratio", ratio(0.5), ratio(0.99));
+    say!(
         "one busy queue: {} commands/s, {} if the worker never sleeps: {:+.1} %",
         count(*adaptive as u64),
         count(*spinning as u64),
@@ -239,9 +239,16 @@ fn print_idle(report: &IdleReport) {
 }
 
 fn print(report: &Report) {
-    println!(
+    say!(
         "{:>6} {:>14} {:>12} {:>13} {:>10} {:>10} {:>10} {:>9}",
-        "guest", "commands", "SYNCs", "commands/s", "SYNC p50", "SYNC p99", "SYNC max", "rejected"
+        "guest",
+        "commands",
+        "SYNCs",
+        "commands/s",
+        "SYNC p50",
+        "SYNC p99",
+        "SYNC max",
+        "rejected"
     );
     let mut total = (0, 0, 0);
     for (number, guest) in report.guests.iter().enumerate() {
@@ -250,7 +257,7 @@ fn print(report: &Report) {
         total = (total.0 + stats.commands, total.1 + stats.syncs, total.2 + stats.rejected);
     }
     let (commands, syncs, rejected) = total;
-    println!(
+    say!(
         "{:>6} {:>14} {:>12} {:>13} {:>32} {:>9}",
         "all",
         count(commands),
@@ -259,27 +266,27 @@ fn print(report: &Report) {
         "",
         count(rejected)
     );
-    println!();
-    println!(
+    say!("");
+    say!(
         "host queue received {} commands and {} CMD_SYNCs: {:.1} guest SYNCs for each of its own",
         count(report.host_commands()),
         count(report.host_syncs()),
         syncs as f64 / report.host_syncs().max(1) as f64
     );
     for (opcode, n) in &report.host {
-        println!("{:>21}  {opcode}", count(*n));
+        say!("{:>21}  {opcode}", count(*n));
     }
-    println!();
+    say!("");
     for (number, guest) in report.guests.iter().enumerate() {
         if guest.hostile {
-            println!("guest {number} was hostile");
+            say!("guest {number} was hostile");
             continue;
         }
         for (queue, error) in &guest.errors {
-            println!("guest {number}, queue {queue}: {error}");
+            say!("guest {number}, queue {queue}: {error}");
         }
         if guest.stats.commands != guest.sent {
-            println!("guest {number}: sent {} commands, {} were taken", guest.sent, guest.stats.commands);
+            say!("guest {number}: sent {} commands, {} were taken", guest.sent, guest.stats.commands);
         }
     }
     match &report.caches {
@@ -289,19 +296,19 @@ fn print(report: &Report) {
 }
 
 fn print_caches(CachesReport { filled, removed, looked_at, wrong, first }: &CachesReport) {
-    println!("caches: {} entries filled, {} removed", count(*filled), count(*removed));
+    say!("caches: {} entries filled, {} removed", count(*filled), count(*removed));
     match wrong {
-        0 => println!("verified: {} entries looked at, and none was wrong", count(*looked_at)),
-        _ => println!("NOT CLEAN: {} of {} entries looked at were wrong", count(*wrong), count(*looked_at)),
+        0 => say!("verified: {} entries looked at, and none was wrong", count(*looked_at)),
+        _ => say!("NOT CLEAN: {} of {} entries looked at were wrong", count(*wrong), count(*looked_at)),
     }
     if let Some(first) = first {
-        println!("first, {first}");
+        say!("first, {first}");
     }
 }
 
 fn print_guest(number: usize, guest: &GuestReport, time: Duration) {
     let stats = guest.stats;
-    println!(
+    say!(
         "{number:>6} {:>14} {:>12} {:>13} {:>10} {:>10} {:>10} {:>9}",
         count(stats.commands),
         count(stats.syncs),
@@ -315,19 +322,19 @@ fn print_guest(number: usize, guest: &GuestReport, time: Duration) {
 
 fn print_verdict(report: &Report) {
     match &report.verdict {
-        None => println!("not verified; the counts {}", if report.is_clean() { "agree" } else { "DISAGREE" }),
+        None => say!("not verified; the counts {}", if report.is_clean() { "agree" } else { "DISAGREE" }),
         Some(Verdict { right, wrong: 0, lost: 0, .. }) => {
-            println!(
+            say!(
                 "verified: {} commands reached the host, each once, in order and rewritten rightly",
                 count(*right)
             );
         }
         Some(Verdict { right, wrong, lost, first }) => {
-            println!("NOT CLEAN: {} right, {} wrong, {} lost", count(*right), count(*wrong), count(*lost));
+            say!("NOT CLEAN: {} right, {} wrong, {} lost", count(*right), count(*wrong), count(*lost));
             if let Some(first) = first {
                 let expected = first.expected.map_or("nothing".into(), |command| command.to_string());
                 let Mismatch { guest, queue, received, .. } = first;
-                println!("first, guest {guest}, queue {queue}: expected {expected}, received {received}");
+                say!("first, guest {guest}, queue {queue}: expected {expected}, received {received}");
             }
         }
     }

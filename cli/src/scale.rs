@@ -76,7 +76,7 @@ pub fn scale(options: &Options) -> Result<ExitCode, Error> {
         }
         false => (costs(&options.costs)?, Vec::new()),
     };
-    println!("# what a worker's steps cost, in ns");
+    say!("# what a worker's steps cost, in ns");
     print!("{}", toml::to_string(&costs).unwrap_or_default());
     if !checked.is_empty() {
         print_check(&checked);
@@ -93,7 +93,7 @@ pub fn scale(options: &Options) -> Result<ExitCode, Error> {
         bound: f64::from(options.p99) * 1e3,
         seed: 1,
     };
-    println!(
+    say!(
         "\n{} VMs with {vcpus} queues each, {} invalidations/s of {} commands and a CMD_SYNC",
         options.vms,
         count(demand.rate * f64::from(options.vms)),
@@ -103,10 +103,7 @@ pub fn scale(options: &Options) -> Result<ExitCode, Error> {
     match &plan {
         Some(plan) => print_plan(plan),
         None => {
-            println!(
-                "not with {} workers: p99 above {} us, or less than is wanted",
-                options.cores, options.p99
-            );
+            say!("not with {} workers: p99 above {} us, or less than is wanted", options.cores, options.p99);
             print_plan(&demand.with(demand.cores, costs));
         }
     }
@@ -130,14 +127,14 @@ fn print_plan(plan: &Plan) {
     let counts = outcome.counts;
     let micros = |quantile| outcome.round_trip.value_at_quantile(quantile) as f64 / 1e3;
     let all = counts.commands + counts.host_syncs;
-    println!("  workers              {workers}, up to {guests} guests each");
-    println!("  busy                 {:.0} % of their time", outcome.busy * 100.0);
-    println!("  of what is wanted    {:.0} %", plan.achieved() * 100.0);
-    println!("  round trip           p50 {:.1} us, p99 {:.1} us", micros(0.5), micros(0.99));
-    println!("  a sweep              {:.2} us", plan.sweep() / 1e3);
-    println!("  host queues          {host_queues}, each busy {:.0} %, with", outcome.host_busy * 100.0);
-    println!("    commands/s         {}", count(outcome.per_second(all)));
-    println!(
+    say!("  workers              {workers}, up to {guests} guests each");
+    say!("  busy                 {:.0} % of their time", outcome.busy * 100.0);
+    say!("  of what is wanted    {:.0} %", plan.achieved() * 100.0);
+    say!("  round trip           p50 {:.1} us, p99 {:.1} us", micros(0.5), micros(0.99));
+    say!("  a sweep              {:.2} us", plan.sweep() / 1e3);
+    say!("  host queues          {host_queues}, each busy {:.0} %, with", outcome.host_busy * 100.0);
+    say!("    commands/s         {}", count(outcome.per_second(all)));
+    say!(
         "    CMD_SYNCs/s        {}, one for {:.1} of the guests",
         count(outcome.per_second(counts.host_syncs)),
         counts.syncs as f64 / counts.host_syncs as f64
@@ -146,18 +143,18 @@ fn print_plan(plan: &Plan) {
 
 fn print_memory(vms: u32, queues: usize, Memory { engine, control }: Memory) {
     let kib = |bytes: f64| format!("{:.0} KiB", bytes / 1024.0);
-    println!(
+    say!(
         "memory of {vms} virtual SMMUs with {queues} queues: {} MiB",
         (f64::from(vms) * (engine + control)) as u64 >> 20
     );
-    println!("  the engine's         {} each", kib(engine));
-    println!("  control pages        {} each, which the guest maps", kib(control));
-    println!("  rings                16 bytes an entry, in the guests' RAM");
+    say!("  the engine's         {} each", kib(engine));
+    say!("  control pages        {} each, which the guest maps", kib(control));
+    say!("  rings                16 bytes an entry, in the guests' RAM");
 }
 
 fn print_check(checked: &[Checked]) {
-    println!("\nin lock step, the engine and the simulation");
-    println!(
+    say!("\nin lock step, the engine and the simulation");
+    say!(
         "{:>6} {:>6} {:>8} {:>22} {:>25} {:>28}",
         "guests",
         "queues",
@@ -167,7 +164,7 @@ fn print_check(checked: &[Checked]) {
         "commands/s of the worker"
     );
     for Checked { guests, queues, group, engine, simulated } in checked {
-        println!(
+        say!(
             "{guests:>6} {queues:>6} {group:>8} {:>11.1} {:>10.1} {:>12.1} {:>12.1} {:>11} {:>11} {:>+4.0} %",
             engine.commands_per_sweep,
             simulated.commands_per_sweep,

@@ -1,7 +1,7 @@
 //! `ecmdq run`: the table, replayed streams, exit status.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn ecmdq(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_ecmdq")).args(arguments).output().unwrap()
@@ -216,4 +216,15 @@ fn a_recorded_stream_says_nothing_to_a_model() {
     assert_eq!(output.status.code(), Some(2));
     let message = "--replay with --host model: a recorded stream does not say what was cached";
     assert_eq!(stderr(&output), format!("ecmdq: {message}\n"));
+}
+
+#[test]
+fn a_pipe_that_is_closed_ends_nothing() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ecmdq"));
+    let command = command.args(["run", "--workload", "list"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Whoever reads it has gone before it starts.
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
 }
