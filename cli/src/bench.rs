@@ -95,11 +95,12 @@ fn write(figures: &Figures, to: &Path) -> Result<(), Error> {
 
 fn print_goals(figures: &Figures) {
     say!("{}\n", figures.machine.sentence());
-    say!("{:>8} {:>8}  ", "measured", "goal");
+    say!("{:>8} {:>8} {:>9}  ", "measured", "goal", "the limit");
     for goal in &figures.goals {
         let bound = format!("{} {}", if goal.at_least { "≥" } else { "≤" }, goal.goal);
         let met = if goal.is_met() { "" } else { "  (not met)" };
-        say!("{:>8.2} {bound:>8}  {}{met}", goal.measured.median, goal.what);
+        let limit = goal.limit.map(|limit| format!("{limit:.2}")).unwrap_or_default();
+        say!("{:>8.2} {bound:>8} {limit:>9}  {}{met}", goal.measured.median, goal.what);
     }
 }
 

@@ -34,7 +34,7 @@ pub fn html(figures: &Figures) -> Result<String, Box<dyn Error>> {
         steady.measured,
         steady.disturbed,
     );
-    page += &table("Ratios", &["", "goal", "measured", "", ""], goals.iter().map(goal));
+    page += &table("Ratios", &["", "goal", "measured", "", "the limit", ""], goals.iter().map(goal));
     for Plot { caption, svg, .. } in plots(figures)? {
         writeln!(page, "<figure>{svg}<figcaption>{caption}</figcaption></figure>")?;
     }
@@ -91,6 +91,7 @@ fn goal(goal: &Goal) -> Row {
     let met = if goal.is_met() { "met" } else { "not met" };
     let mut row = vec![goal.what.clone(), bound];
     row.extend(spread(&goal.measured));
+    row.push(goal.limit.map(number).unwrap_or_default());
     row.push(met.into());
     row
 }

@@ -94,7 +94,7 @@ impl Pages {
     pub fn reset(&self, features: &Features) {
         for (pages, len) in [(&self.frame, FRAME_SIZE), (&self.control, self.control.len())] {
             for offset in (0..len).step_by(8) {
-                // What is zero is left alone: memory that nobody used stays unallocated.
+                // What is zero is left alone: its cache line need not be taken from whoever polls it.
                 if pages.load_u64(offset, Acquire) != 0 {
                     pages.store_u64(offset, 0, Release);
                 }
