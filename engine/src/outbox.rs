@@ -4,9 +4,13 @@ use crate::command::Command;
 use crate::host::{HostQueue, Ticket};
 use crate::rules::MAX_EXPANSION;
 
-/// The most commands taken from a queue in one visit: so many that publishing CONS and looking at the doorbell
-/// hardly count, so few that they stay in the first-level cache.
-pub(crate) const BATCH: usize = 64;
+/// The most commands taken from a queue in one visit: so many that what a visit costs besides hardly counts, and that the processor
+/// fetches their cache lines in advance; so few that they stay in the first-level cache.
+pub(crate) const BATCH: usize = 256;
+/// As many as can be taken whatever they cost: whoever has little credit or little room left, or sends what costs the host much.
+pub(crate) const FEW: usize = 64;
+/// What waits for the host queue at the most.
+const ROOM: usize = 512;
 
 /// Two buffers of fixed size: commands as they were fetched, and behind the rules, what waits for the host queue.
 #[derive(Debug)]
@@ -18,16 +22,12 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     pub(crate) fn new() -> Self {
-        Self {
-            fetched: [Command::default(); BATCH],
-            commands: vec![Command::default(); 8 * BATCH].into(),
-            len: 0,
-        }
+        Self { fetched: [Command::default(); BATCH], commands: vec![Command::default(); ROOM].into(), len: 0 }
     }
 
-    /// Whether the room is enough for a batch, or for the longest that one command can become.
+    /// Whether the room is enough for a few, or for the longest that one command can become.
     pub(crate) fn has_room(&self) -> bool {
-        self.commands.len() - self.len >= BATCH.max(MAX_EXPANSION)
+        self.commands.len() - self.len >= FEW.max(MAX_EXPANSION)
     }
 
     /// The buffer for what is fetched, and the room for what becomes of it.

@@ -2,7 +2,7 @@
 //!
 //! The order of things for a CMD_SYNC, with who sees what when:
 //!
-//! 1. A visit fetches entries up to PROD or up to the CMD_SYNC. Nothing behind a CMD_SYNC is read.
+//! 1. A visit fetches entries up to PROD or up to the CMD_SYNC. Nothing behind a CMD_SYNC is looked at.
 //! 2. What stands before it goes to the outbox and is consumed: CONS then points *at* the CMD_SYNC.
 //! 3. The worker hands the outbox to the host queue and asks for a ticket; the queue waits for it.
 //! 4. Ticket reached: CONS passes the CMD_SYNC, and only then the MSI is written.
@@ -20,10 +20,10 @@ use crate::features::Features;
 use crate::host::Cause;
 use crate::identity::StreamMap;
 use crate::memory::GuestRam;
-use crate::outbox::{BATCH, Outbox};
+use crate::outbox::{FEW, Outbox};
 use crate::registers::{BASE_ADDR, BASE_LOG2SIZE};
 use crate::rules::{Applied, End, Rules, Signal};
-use crate::worker::cost;
+use crate::worker::{MOST, cost};
 
 /// Why a queue stopped: a code of CMDQ_CONS.ERR and of ECMDQ_CONS.ERR_REASON (facts sheet, section 3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,18 +210,20 @@ impl CommandQueue {
         }
     }
 
-    /// Takes a batch, up to the PROD word, into the outbox, which must have room; `round` is the one that covers it. Nothing
-    /// must be waited for.
+    /// Takes a batch, up to the PROD word and of `most` commands, into the outbox, which must have room; `round` is the one that
+    /// covers it. Nothing must be waited for.
     pub fn visit(
         &mut self,
         prod: u32,
+        most: usize,
         out: &mut Outbox,
         round: u64,
         rules: &Rules,
         streams: &StreamMap,
     ) -> Visit {
         let (buffer, room) = out.buffers();
-        let entries: &mut [_; BATCH] = bytemuck::cast_mut(buffer);
+        let most = most.min(room.len());
+        let entries = bytemuck::cast_slice_mut(buffer.get_mut(..most).unwrap_or_default());
         let fetched = match &self.ring {
             Ring::Backed(consumer) => {
                 consumer.fetch_until(prod, entries, |entries| rules.batch_end(bytemuck::cast_slice(entries)))
@@ -236,12 +238,20 @@ impl CommandQueue {
         match fetched {
             Ok(0) => Visit::Idle,
             Ok(n) => {
-                let applied = rules.apply(streams, &buffer[..n], room);
+                let mut n = n;
+                let (applied, cost) = loop {
+                    let applied = rules.apply(streams, &buffer[..n], room);
+                    let cost = cost(room.get(..applied.host).unwrap_or_default());
+                    if cost <= MOST || n <= FEW {
+                        break (applied, cost);
+                    }
+                    // Only the first of them, which cannot cost more than that.
+                    n = FEW;
+                };
                 let forwarded = room.get(..applied.host).unwrap_or_default();
                 if !forwarded.is_empty() {
                     self.sent.add(round);
                 }
-                let cost = cost(forwarded);
                 // One costs more than a unit.
                 if cost > forwarded.len() as u64 && has_atc_inv(forwarded) {
                     self.atc.add(round);

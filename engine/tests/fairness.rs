@@ -235,6 +235,16 @@ fn expensive_commands_count_for_more() {
 }
 
 #[test]
+fn a_batch_ends_where_its_cost_would_exceed_that_of_64_of_the_dearest_commands() {
+    // TLBI_NH_ALL, TLBI_NH_ASID: the first batch, which may overdraw the share of 512, and no second one.
+    for (command, one_sweep) in [(CHEAP, 512), (Command([0x10, 0]), 64), (nh_asid(1), 256)] {
+        let mut flood = Flood::new(Script::at_once(), 10, &[(Share::default(), command)]);
+        flood.sweeps(1);
+        assert_eq!(flood.forwarded(), [one_sweep], "{command:?}");
+    }
+}
+
+#[test]
 fn a_flood_arrives_in_order_and_nothing_is_lost_however_little_the_host_takes() {
     for takes in [1, 3, 7, 100, usize::MAX] {
         let host = Script::at_once();

@@ -32,8 +32,8 @@ use ecmdq_engine::Command;
 pub const QUEUE_LOG2: u32 = 10;
 /// log2 of the entries of the host's ring.
 pub const HOST_LOG2: u32 = 12;
-/// The most commands that a server takes from a queue before it looks at the next one.
-pub const BATCH: usize = 64;
+/// The most commands that a server takes from a queue before it looks at the next one: as many as the engine.
+pub const BATCH: usize = 256;
 
 /// Opens so many queues of a [`Transport`].
 pub type Open = fn(usize) -> io::Result<Box<dyn Lane>>;

@@ -6,9 +6,10 @@ use std::mem;
 use super::simulation::World;
 use super::turns::Turns;
 
-/// The engine's numbers: entries that are fetched at once, room for commands on their way to the host, credit of a guest in a
-/// sweep, quiet guests and quiet queues that are looked at in turn.
-const BATCH: u32 = 64;
+/// The engine's numbers: entries that are fetched at once at the most, and those that always may be, room for commands on their way to
+/// the host, credit of a guest in a sweep, quiet guests and quiet queues that are looked at in turn.
+const BATCH: i64 = 256;
+const FEW: i64 = 64;
 const OUTBOX: u64 = 512;
 const QUANTUM: i64 = 512;
 const GUESTS: usize = 1;
@@ -197,11 +198,11 @@ impl Worker {
             denied.get_or_insert(number);
             return Took::Denied;
         }
-        if self.out + u64::from(BATCH) > OUTBOX {
+        if self.out + FEW as u64 > OUTBOX {
             self.clock += world.costs.hand_over;
             world.hand_over(self.clock, mem::take(&mut self.out), false);
         }
-        let batch = queue.left.min(BATCH);
+        let batch = queue.left.min(guest.credit.clamp(FEW, BATCH) as u32).min((OUTBOX - self.out) as u32);
         if queue.left == queue.entries {
             let lines = queue.entries.div_ceil(ENTRIES);
             world.counts.lines += u64::from(lines);

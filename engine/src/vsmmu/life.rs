@@ -7,7 +7,7 @@ use super::state::State;
 use crate::command::Opcode;
 use crate::host::HostQueue;
 use crate::identity::HostStreamId;
-use crate::outbox::BATCH;
+use crate::outbox::FEW;
 use crate::submission::Submission;
 
 /// The virtual SMMU must be paused for this.
@@ -58,7 +58,7 @@ impl State {
     /// its streams. A part in each sweep; says whether there was room for it.
     pub(super) fn invalidate<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
         let (Some(first), Some(out)) = (self.invalidating, to.room()) else { return false };
-        let end = self.streams.slots().min(first + BATCH / 2 - 1);
+        let end = self.streams.slots().min(first + FEW / 2 - 1);
         let streams = (first..end).filter_map(|slot| self.streams.at(slot));
         let of_streams = streams.flat_map(|(guest, host)| {
             let host = self.rules.name(guest, host);

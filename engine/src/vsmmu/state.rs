@@ -371,7 +371,7 @@ impl State {
             denied.get_or_insert(number);
             return Took::Denied;
         };
-        match queue.visit(prod, out, round, &self.rules, &self.streams) {
+        match queue.visit(prod, allowance.batch(), out, round, &self.rules, &self.streams) {
             Visit::Idle => return busy,
             Visit::Inconsistent => {
                 self.counters.inconsistent.add(1);

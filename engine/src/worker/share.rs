@@ -8,9 +8,13 @@
 use std::time::Duration;
 
 use crate::command::{Command, Opcode, same_opcode};
+use crate::outbox::{BATCH, FEW};
 
 /// Credit of a guest of weight 1 in a sweep.
 pub(crate) const QUANTUM: i64 = 512;
+
+/// The most that a batch costs: a few of the dearest.
+pub(crate) const MOST: u64 = 16 * FEW as u64;
 
 /// What commands cost the host beyond one unit for each, and the guests whose commands come behind: entries that must be looked at, an
 /// endpoint that must answer.
@@ -146,6 +150,14 @@ impl Allowance {
     /// Whether more may be taken.
     pub fn has_some(&self) -> bool {
         self.credit > 0 && self.bucket.as_ref().is_none_or(|bucket| bucket.wait().is_zero())
+    }
+
+    /// How many commands may be taken at once: a few at least, which may overdraw it.
+    pub fn batch(&self) -> usize {
+        match self.bucket {
+            None => usize::try_from(self.credit).unwrap_or(0).clamp(FEW, BATCH),
+            Some(_) => FEW,
+        }
     }
 
     /// There is no room for what it would take.
