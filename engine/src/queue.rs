@@ -23,7 +23,7 @@ use crate::memory::GuestRam;
 use crate::outbox::{FEW, Outbox};
 use crate::registers::{BASE_ADDR, BASE_LOG2SIZE};
 use crate::rules::{Applied, End, Rules, Signal};
-use crate::worker::{MOST, cost};
+use crate::worker::MOST;
 
 /// Why a queue stopped: a code of CMDQ_CONS.ERR and of ECMDQ_CONS.ERR_REASON (facts sheet, section 3.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,9 +108,8 @@ enum Ring {
 pub(crate) enum Visit {
     /// No new command.
     Idle,
-    /// Commands were taken, and what the host gets of them costs so much. The one that ended the batch, if it is to be waited
-    /// for, is not consumed.
-    Taken(Applied, u64),
+    /// Commands were taken. The one that ended the batch, if it is to be waited for, is not consumed.
+    Taken(Applied),
     /// There are commands where there is no memory.
     Abort,
     /// PROD contradicts CONS, and did not at the last visit. Nothing is taken until it no longer does.
@@ -238,28 +237,22 @@ impl CommandQueue {
         match fetched {
             Ok(0) => Visit::Idle,
             Ok(n) => {
-                let mut n = n;
-                let (applied, cost) = loop {
-                    let applied = rules.apply(streams, &buffer[..n], room);
-                    let cost = cost(room.get(..applied.host).unwrap_or_default());
-                    if cost <= MOST || n <= FEW {
-                        break (applied, cost);
-                    }
+                let mut applied = rules.apply(streams, &buffer[..n], room);
+                if applied.cost > MOST && n > FEW {
                     // Only the first of them, which cannot cost more than that.
-                    n = FEW;
-                };
-                let forwarded = room.get(..applied.host).unwrap_or_default();
-                if !forwarded.is_empty() {
-                    self.sent.add(round);
+                    applied = rules.apply(streams, &buffer[..FEW], room);
                 }
-                // One costs more than a unit.
-                if cost > forwarded.len() as u64 && has_atc_inv(forwarded) {
-                    self.atc.add(round);
+                if applied.host > 0 {
+                    self.sent.add(round);
+                    // One costs more than a unit.
+                    if applied.cost > applied.host as u64 && has_atc_inv(&room[..applied.host]) {
+                        self.atc.add(round);
+                    }
                 }
                 out.keep(applied.host);
                 let waited_for = matches!(applied.end, End::Sync(_) | End::Request(_));
                 self.consume(applied.taken - usize::from(waited_for));
-                Visit::Taken(applied, cost)
+                Visit::Taken(applied)
             }
             Err(_) if was_inconsistent => Visit::Idle,
             Err(_) => Visit::Inconsistent,

@@ -106,7 +106,7 @@ fuzz_target!(|input: Input| {
     let emitted = &to[..applied.host];
 
     // The same one by one, and each command against what it became.
-    let mut all = Applied { taken: 0, host: 0, dropped: 0, widened: 0, end: End::Batch };
+    let mut all = Applied { taken: 0, host: 0, cost: 0, dropped: 0, widened: 0, end: End::Batch };
     let mut single = vec![Command::default(); to.len()];
     for command in &commands {
         let one = rules.apply(&streams, &[*command], &mut single[all.host..]);
@@ -118,6 +118,7 @@ fuzz_target!(|input: Input| {
             assert!(one.host <= 1 && one.widened == 0, "{command} {one:?}");
         }
         all.taken += one.taken;
+        all.cost += one.cost;
         all.host += one.host;
         all.dropped += one.dropped;
         all.widened += one.widened;

@@ -4,9 +4,11 @@ use std::fmt;
 
 use bytemuck::{Pod, Zeroable};
 
+mod cost;
 pub mod table;
 mod text;
 
+pub(crate) use cost::cost;
 pub use text::ParseError;
 
 /// One SMMUv3 command: two 64-bit words in the hardware's own format.

@@ -9,7 +9,7 @@ use super::compile::{Kind, Rule};
 use super::runs::{RUN, Whole, merge};
 use super::{Applied, End, Reason, Rejected, Request, Rules};
 use crate::command::table::{self, Role};
-use crate::command::{Command, Opcode, same_opcode};
+use crate::command::{Command, Opcode, cost, same_opcode};
 use crate::identity::{StreamId, StreamMap};
 
 /// Why nothing more was taken.
@@ -30,6 +30,7 @@ enum Stop {
 struct Passed {
     taken: usize,
     host: usize,
+    cost: u64,
     dropped: usize,
     widened: usize,
     stop: Option<Stop>,
@@ -58,10 +59,12 @@ impl Rules {
     #[inline]
     pub fn apply(&self, streams: &StreamMap, from: &[Command], to: &mut [Command]) -> Applied {
         let passed = match self.short(from, to) {
-            Some(host) => Passed { taken: from.len(), host, stop: Some(Stop::Sync), ..Passed::default() },
+            Some((host, cost)) => {
+                Passed { taken: from.len(), host, cost, stop: Some(Stop::Sync), ..Passed::default() }
+            }
             None => self.general(streams, from, to),
         };
-        let Passed { taken, host, dropped, widened, stop } = passed;
+        let Passed { taken, host, cost, dropped, widened, stop } = passed;
         let end = match stop {
             None | Some(Stop::Room) => End::Batch,
             // Not by a call: what the caller has no use for, the compiler leaves out.
@@ -71,12 +74,13 @@ impl Rules {
             },
             Some(stop @ (Stop::Request | Stop::Illegal)) => self.end(stop, from, taken),
         };
-        Applied { taken, host, dropped, widened, end }
+        Applied { taken, host, cost, dropped, widened, end }
     }
 
-    /// Few commands, all plain, and a CMD_SYNC; says how many go to the host. `None` if that is not all there is to it.
+    /// Few commands, all plain, and a CMD_SYNC; says how many go to the host, and what they cost. `None` if that is not all
+    /// there is to it.
     #[inline]
-    fn short(&self, from: &[Command], to: &mut [Command]) -> Option<usize> {
+    fn short(&self, from: &[Command], to: &mut [Command]) -> Option<(usize, u64)> {
         // In this form one comparison does for the empty batch, too.
         if from.len().wrapping_sub(1) >= RUN {
             return None;
@@ -87,14 +91,16 @@ impl Rules {
         if sync.opcode() != Opcode::CMD_SYNC || rule.has_reserved(sync.0) || signal(sync).is_err() {
             return None;
         }
+        let mut all = 0;
         for (room, &command) in room.iter_mut().zip(few) {
             let rule = self.rule(command);
             if !rule.is_plain(command.0) {
                 return None;
             }
             *room = Command(rule.masked(command.0));
+            all += cost(command);
         }
-        Some(few.len())
+        Some((few.len(), all))
     }
 
     /// Any batch. (Not inlined, as what is seldom: it would take registers from [`Self::short`].)
@@ -102,12 +108,14 @@ impl Rules {
     fn general(&self, streams: &StreamMap, batch: &[Command], room: &mut [Command]) -> Passed {
         let most = room.len();
         let (mut from, mut to) = (batch, room);
-        let (mut dropped, mut widened) = (0, 0);
+        let (mut all, mut dropped, mut widened) = (0, 0, 0);
         // A run is looked for where this much is left: every few commands, so that it costs little if there is none.
         let mut look = from.len();
         let stop = loop {
             if from.len() <= look {
-                while self.run(streams, &mut from, &mut to) {}
+                while let Some(cost) = self.run(streams, &mut from, &mut to) {
+                    all += cost;
+                }
                 look = from.len().saturating_sub(RUN);
             }
             let Some((&Command(words), rest)) = from.split_first() else { break None };
@@ -131,6 +139,7 @@ impl Rules {
                     let one = self.seldom(words, to);
                     let _taken = from.split_off(..one.taken);
                     let _written = to.split_off_mut(..one.host);
+                    all += one.cost;
                     dropped += one.dropped;
                     widened += one.widened;
                     if one.stop.is_some() {
@@ -143,12 +152,13 @@ impl Rules {
                 Some(canonical) => {
                     let Some(room) = to.split_off_first_mut() else { break Some(Stop::Room) };
                     *room = Command(canonical);
+                    all += cost(*room);
                 }
                 None => dropped += 1,
             }
             from = rest;
         };
-        Passed { taken: batch.len() - from.len(), host: most - to.len(), dropped, widened, stop }
+        Passed { taken: batch.len() - from.len(), host: most - to.len(), cost: all, dropped, widened, stop }
     }
 
     #[inline]
@@ -156,20 +166,18 @@ impl Rules {
         &self.table[usize::from(command.opcode().0)]
     }
 
-    /// Takes a run from the front for which one decision is enough; says whether there was one.
+    /// Takes a run from the front for which one decision is enough; says what it costs if there was one.
     #[inline]
-    fn run(&self, streams: &StreamMap, from: &mut &[Command], to: &mut &mut [Command]) -> bool {
-        match self.whole(streams, &from[..from.len().min(to.len())]) {
-            Some((n, Whole::Host(stream))) => {
-                let Some(&first) = from.first() else { return false };
-                let (Some(run), Some(room)) = (from.split_off(..n), to.split_off_mut(..n)) else {
-                    return false;
-                };
-                merge(run, room, &self.rule(first).masks, stream);
-                true
+    fn run(&self, streams: &StreamMap, from: &mut &[Command], to: &mut &mut [Command]) -> Option<u64> {
+        let (n, whole) = self.whole(streams, &from[..from.len().min(to.len())])?;
+        let run = from.split_off(..n)?;
+        let first = *run.first()?;
+        match whole {
+            Whole::Host(stream) => {
+                merge(run, to.split_off_mut(..n)?, &self.rule(first).masks, stream);
+                Some(n as u64 * cost(first))
             }
-            Some((n, Whole::Nowhere)) => from.split_off(..n).is_some(),
-            None => false,
+            Whole::Nowhere => Some(0),
         }
     }
 
@@ -213,7 +221,7 @@ impl Rules {
                 };
                 let widened = usize::from(expanded == Expanded::All);
                 match self.write(expanded, to) {
-                    Some(host) => Passed { host, widened, ..taken },
+                    Some((host, cost)) => Passed { host, cost, widened, ..taken },
                     None => Passed { stop: Some(Stop::Room), ..Passed::default() },
                 }
             }
@@ -229,8 +237,8 @@ impl Rules {
         })
     }
 
-    /// Writes what a range becomes, if there is room for all of it; says how many commands that is.
-    fn write(&self, expanded: Expanded, to: &mut [Command]) -> Option<usize> {
+    /// Writes what a range becomes, if there is room for all of it; says how many commands that is, and what they cost.
+    fn write(&self, expanded: Expanded, to: &mut [Command]) -> Option<(usize, u64)> {
         let (first, step, count) = match expanded {
             Expanded::Each { first, step, count } => (first, step, count),
             Expanded::All => {
@@ -240,7 +248,7 @@ impl Rules {
         for (i, to) in to.get_mut(..count)?.iter_mut().enumerate() {
             *to = Command([first.0[0], first.0[1] + i as u64 * step]);
         }
-        Some(count)
+        Some((count, count as u64 * cost(first)))
     }
 
     /// The end behind a command for the VMM, or before an illegal one.

@@ -99,6 +99,8 @@ pub struct Applied {
     pub taken: usize,
     /// Canonical commands written to the front of the output.
     pub host: usize,
+    /// What those cost the host, in units of a TLBI of one address: see [`Share`](crate::Share).
+    pub cost: u64,
     /// Commands without effect: the guest owns no such stream or substream, its SMMU is disabled, or the host has no ATS.
     pub dropped: usize,
     /// Ranges that became an invalidation of all the guest's entries.

@@ -381,8 +381,8 @@ impl State {
                 self.counters.aborts.add(1);
                 self.stop(number, CommandError::Abt);
             }
-            Visit::Taken(applied, cost) => {
-                let spent = cost + applied.taken.saturating_sub(applied.host) as u64;
+            Visit::Taken(applied) => {
+                let spent = applied.cost + applied.taken.saturating_sub(applied.host) as u64;
                 allowance.spend(spent);
                 slot.more = spent > 0 && matches!(applied.end, End::Batch) && queue.used(prod) != Some(0);
                 let took = if slot.more { Took::Part } else { Took::Something };

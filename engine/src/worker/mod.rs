@@ -28,7 +28,7 @@ pub use events::{Event, EventKind};
 pub use handle::{Leaving, Running, WorkerHandle};
 pub use idle::{Idle, Nap};
 pub(crate) use seat::message;
-pub(crate) use share::{Allowance, MOST, cost};
+pub(crate) use share::{Allowance, MOST};
 pub use share::{RateLimit, Share};
 
 /// Quiet guests that are looked at now and then, beside those that are not.

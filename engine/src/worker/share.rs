@@ -7,7 +7,6 @@
 
 use std::time::Duration;
 
-use crate::command::{Command, Opcode, same_opcode};
 use crate::outbox::{BATCH, FEW};
 
 /// Credit of a guest of weight 1 in a sweep.
@@ -15,38 +14,6 @@ pub(crate) const QUANTUM: i64 = 512;
 
 /// The most that a batch costs: a few of the dearest.
 pub(crate) const MOST: u64 = 16 * FEW as u64;
-
-/// What commands cost the host beyond one unit for each, and the guests whose commands come behind: entries that must be looked at, an
-/// endpoint that must answer.
-const EXTRA: [(Opcode, u8); 6] = [
-    (Opcode::TLBI_NH_ALL, 15),
-    (Opcode::TLBI_NSNH_ALL, 15),
-    (Opcode::TLBI_NH_ASID, 3),
-    (Opcode::CFGI_CD, 1),
-    (Opcode::CFGI_CD_ALL, 3),
-    (Opcode::ATC_INV, 7),
-];
-
-/// By opcode.
-const COST: [u8; 256] = {
-    let mut cost = [1; 256];
-    let mut n = 0;
-    while n < EXTRA.len() {
-        let (opcode, extra) = EXTRA[n];
-        cost[opcode.0 as usize] += extra;
-        n += 1;
-    }
-    cost
-};
-
-/// What canonical commands cost.
-pub(crate) fn cost(commands: &[Command]) -> u64 {
-    let cost = |Opcode(opcode): Opcode| u64::from(COST[usize::from(opcode)]);
-    match same_opcode(commands) {
-        Some(opcode) => commands.len() as u64 * cost(opcode),
-        None => commands.iter().map(|command| cost(command.opcode())).sum(),
-    }
-}
 
 /// A guest's share of its worker.
 ///
