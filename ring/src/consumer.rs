@@ -6,7 +6,7 @@ use crate::{Entry, Inconsistent, Index, QueueSize, QueueWords};
 
 /// Slots that are loaded in one go: so many that a processor loads several cache lines at the same time, so few that not many are
 /// loaded in vain behind the one that ends it.
-const STEP: u32 = 16;
+const STEP: u32 = 32;
 
 /// Takes entries from a queue: [`fetch`](Self::fetch) copies, [`consume`](Self::consume) publishes CONS.
 ///

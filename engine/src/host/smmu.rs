@@ -178,7 +178,7 @@ impl MsiWord {
 
 /// Counts commands by opcode: most come in runs of one.
 fn count(received: &mut [u64; 256], commands: &[Command]) {
-    for part in commands.chunks(16) {
+    for part in commands.chunks(32) {
         if let Some(Opcode(opcode)) = same_opcode(part) {
             received[usize::from(opcode)] += part.len() as u64;
         } else {
