@@ -5,8 +5,10 @@
 
 use std::hint::black_box;
 use std::sync::atomic::Ordering::Release;
+use std::time::Instant;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
+use ecmdq_bench::report::Spread;
 use ecmdq_bench::{Machine, Registers};
 use ecmdq_engine::host::{HostSmmu, NativeRing};
 use ecmdq_engine::registers::{CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0, CR0_CMDQEN, ECMDQ_BASE, ECMDQ_PROD};
@@ -134,18 +136,31 @@ fn path(criterion: &mut Criterion) {
     benches.finish();
 }
 
-/// 64 commands beside queues that are idle.
-fn beside(criterion: &mut Criterion) {
-    let mut benches = criterion.benchmark_group("beside");
+/// 64 commands beside queues that are idle, relative to the same beside nothing: in turn, since the machine's speed changes.
+fn beside(slices: usize) {
     let commands = group(64);
-    benches.throughput(Throughput::Elements(64));
     let all = [("nothing", 0, 0), ("256 queues of a guest", 1, 8), ("256 guests", 256, 0)];
-    for (name, guests, ecmdqs_log2) in all {
-        let mut engine = Engine::beside(guests, ecmdqs_log2);
-        benches.bench_function(name, |b| b.iter(|| engine.round(&commands)));
+    let mut engines = all.map(|(_, guests, ecmdqs_log2)| Engine::beside(guests, ecmdqs_log2));
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..slices {
+        for (engine, times) in engines.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            (0..512).for_each(|_| engine.round(&commands));
+            times.push(start.elapsed().as_secs_f64());
+        }
     }
-    benches.finish();
+    let [nothing, others @ ..] = &times;
+    for ((what, ..), others) in all[1..].iter().zip(others) {
+        let ratios = Spread::of(others.iter().zip(nothing).map(|(this, nothing)| this / nothing).collect());
+        println!("beside {what}: {:.2} ({:.2} to {:.2})", ratios.median, ratios.low, ratios.high);
+    }
 }
 
-criterion_group!(benches, path, beside);
-criterion_main!(benches);
+criterion_group!(benches, path);
+
+fn main() {
+    let test = std::env::args().any(|argument| argument == "--test");
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+    beside(if test { 1 } else { 2000 });
+}

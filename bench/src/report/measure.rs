@@ -147,9 +147,9 @@ fn kept(effort: &Effort, steady: &mut Steady) -> io::Result<Spread> {
 
 /// So many groups take as long as a slice.
 fn long_enough(lane: &mut dyn Lane, load: &Load, effort: &Effort) -> usize {
-    let mut groups = 64;
+    let (mut steady, mut groups) = (Steady::default(), 64);
     loop {
-        let Ran { time, .. } = lane.run(load, groups);
+        let Ran { time, .. } = steady.run(lane, load, groups);
         if time >= effort.slice / 2 || groups > 1 << 24 {
             return (groups as f64 * effort.slice.div_duration_f64(time)) as usize + 1;
         }

@@ -5,7 +5,7 @@ use std::error::Error;
 use plotters::prelude::*;
 
 use super::breakdown::breakdown;
-use super::measure::TLBI;
+use super::measure::{TLBI, TRAP};
 use super::{Figures, Rate, RoundTrip};
 
 /// A picture.
@@ -50,7 +50,9 @@ pub fn plots(figures: &Figures) -> Result<Vec<Plot>, Fail> {
         rates.iter().filter(wanted).collect::<Vec<_>>()
     };
     let by_batch = lines(&of(Some(1), None), |rate| rate.batch, "commands a doorbell")?;
-    let by_queues = lines(&of(None, Some(64)), |rate| rate.queues, "queues")?;
+    // One point is no line: it has no more than one queue.
+    let by_queues: Vec<_> = of(None, Some(64)).into_iter().filter(|rate| rate.lane != TRAP).collect();
+    let by_queues = lines(&by_queues, |rate| rate.queues, "queues")?;
     let mut plots = vec![
         Plot {
             name: "round-trips",

@@ -31,15 +31,15 @@ impl Default for Costs {
     /// As measured for `docs/scaling.md`.
     fn default() -> Self {
         Self {
-            sweep: 42.0,
-            guest: 26.0,
-            queue: 14.0,
-            command: 3.1,
-            doubling: 1.1,
-            sync: 33.0,
-            hand_over: 54.0,
-            doorbell: 73.0,
-            line: 7.2,
+            sweep: 15.0,
+            guest: 29.0,
+            queue: 1.8,
+            command: 1.6,
+            doubling: 2.0,
+            sync: 63.0,
+            hand_over: 110.0,
+            doorbell: 66.0,
+            line: 7.5,
         }
     }
 }
