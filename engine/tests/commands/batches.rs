@@ -54,6 +54,7 @@ fn call(engine: &Engine, batch: &[Command], room: usize) -> Alone {
     let mut to = vec![UNTOUCHED; room];
     let applied = engine.rules.apply(&engine.streams, batch, &mut to);
     let rest = to.split_off(applied.host);
+    assert_eq!(applied.cost, cost(&to));
     assert!(rest.iter().all(|command| *command == UNTOUCHED), "nothing is written behind what is said");
     let stopped_early = applied.end == End::Batch && applied.taken < batch.len();
     if stopped_early {
@@ -132,5 +133,23 @@ fn ended(end: End) -> Option<Fate> {
         End::Sync(signal) => Some(Fate::Sync(signal)),
         End::Request(request) => Some(Fate::Request(request)),
         End::Illegal(_) => Some(Fate::Ill),
+    }
+}
+
+#[test]
+fn a_batch_says_what_it_costs_the_host() {
+    let engine = Engine::new(On::ALL);
+    let [va, asid, all, sync] = [[0x12, 0x1001], [0x11, 0], [0x10, 0], [0x46, 0]];
+    let dear = [va, asid, all];
+    // Up to seven and a CMD_SYNC; a run; one by one; what does not go to the host.
+    for (batch, cost) in [
+        ([&dear[..], &[sync]].concat(), 21),
+        (vec![asid; 64], 256),
+        (dear.repeat(20), 420),
+        (vec![sync], 0),
+        (vec![], 0),
+    ] {
+        let applied = engine.rules.apply(&engine.streams, &commands(batch), &mut [Command::default(); 128]);
+        assert_eq!(applied.cost, cost, "{applied:?}");
     }
 }

@@ -48,6 +48,7 @@ impl Engine {
     pub fn alone(&self, command: Command) -> Alone {
         let mut host = [Command::default(); MAX_EXPANSION];
         let applied = self.rules.apply(&self.streams, &[command], &mut host);
+        assert_eq!(applied.cost, cost(&host[..applied.host]));
         let (taken, dropped, widened) = (applied.taken, applied.dropped, applied.widened);
         Alone { host: host[..applied.host].to_vec(), taken, dropped, widened, end: applied.end }
     }
@@ -78,4 +79,16 @@ impl Engine {
         let [low, high] = command;
         assert_eq!(got, expected, "{low:#018x} {high:#018x} ({}) with {:?}", Command(command), self.on);
     }
+}
+
+/// What commands cost the host, in units of a TLBI of one address.
+pub fn cost(host: &[Command]) -> u64 {
+    let one = |command: &Command| match command.0[0] as u8 {
+        0x10 => 16,
+        0x40 => 8,
+        0x06 | 0x11 => 4,
+        0x05 => 2,
+        _ => 1,
+    };
+    host.iter().map(one).sum()
 }

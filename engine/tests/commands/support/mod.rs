@@ -7,7 +7,7 @@ mod on;
 mod oracle;
 mod seed;
 
-pub use engine::{Alone, Engine, STREAMS, VMID};
+pub use engine::{Alone, Engine, STREAMS, VMID, cost};
 pub use generators::{TEMPLATES, command, guest, host_for, run, turned, word};
 pub use on::*;
 pub use oracle::{Fate, oracle};
