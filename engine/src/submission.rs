@@ -13,7 +13,7 @@ use crate::outbox::Outbox;
 use crate::sleep::Waker;
 use crate::worker::message;
 
-/// Tickets that may be outstanding. With more, commands wait until one is reached.
+/// Tickets that may be outstanding at the most. With more, commands wait until one is reached.
 const OUTSTANDING: usize = 64;
 
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub(crate) struct Submission<H> {
     /// Whether that could not be done by the start of this sweep, or there was no room for somebody in it.
     blocked: bool,
     asked: VecDeque<(u64, Ticket)>,
+    /// How many of them there may be.
+    tickets: usize,
     /// The newest round that is over, completed or failed.
     over: u64,
     /// The round that failed, while the guests are told.
@@ -52,6 +54,7 @@ impl<H: HostQueue> Submission<H> {
             due: false,
             blocked: false,
             asked,
+            tickets: OUTSTANDING,
             over: 0,
             failed: None,
             failures: 0,
@@ -60,6 +63,11 @@ impl<H: HostQueue> Submission<H> {
             panic: None,
             oldest: None,
         }
+    }
+
+    /// From 1 to 64.
+    pub fn set_tickets(&mut self, most: usize) {
+        self.tickets = most.clamp(1, OUTSTANDING);
     }
 
     /// The host queue itself.
@@ -196,7 +204,7 @@ impl<H: HostQueue> Submission<H> {
                 self.asked.push_back((self.round, Ticket(u64::MAX)));
                 self.round += 1;
             }
-        } else if !self.due || self.asked.len() >= OUTSTANDING {
+        } else if !self.due || self.asked.len() >= self.tickets {
             self.out.flush(&mut self.host);
         } else if let Some(ticket) = self.out.flush_and_sync(&mut self.host) {
             self.asked.push_back((self.round, ticket));

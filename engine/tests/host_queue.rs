@@ -37,6 +37,30 @@ fn a_sync_waits_for_its_own_ticket_and_bursts_finish_all_older_ones() {
 }
 
 #[test]
+fn with_one_ticket_the_next_one_is_asked_for_when_that_is_reached() {
+    let mut rig = Rig::new(4, 4, Script::default());
+    rig.worker = rig.worker.with_tickets(1);
+    let group = [nh_asid(1), sync()];
+    rig.guests[0].send(&group);
+    rig.poll();
+    rig.guests[1].send(&group);
+    rig.poll();
+    // While the second round waits for its ticket, nothing more is taken: these two share the third one.
+    rig.guests[2].send(&group);
+    rig.guests[3].send(&group);
+    rig.poll_times(3);
+    assert_eq!((rig.host.syncs(), rig.host.received().len()), (1, 2));
+    for (finished, received, syncs, cons) in
+        [(1, 4, 2, [2, 1, 1, 1]), (2, 4, 3, [2, 2, 1, 1]), (3, 4, 3, [2; 4])]
+    {
+        rig.host.finish(finished);
+        rig.poll_times(3);
+        assert_eq!((rig.host.received().len(), rig.host.syncs()), (received, syncs), "{finished}");
+        assert_eq!([0, 1, 2, 3].map(|guest| rig.cons(guest)), cons);
+    }
+}
+
+#[test]
 fn a_later_sync_shares_the_ticket_of_an_earlier_one_when_nothing_came_between() {
     let mut rig = Rig::new(2, 4, Script::default());
     rig.guests[0].send(&[nh_asid(1)]);

@@ -76,6 +76,18 @@ impl<H: HostQueue> Worker<H> {
         Self::with_host(None)
     }
 
+    /// Asks its host queue for a synchronisation only while fewer than `most` are outstanding: 1 to 64, which is the default.
+    ///
+    /// With 64 a CMD_SYNC waits for no other ticket than its own. With 1 or 2, CMD_SYNCs gather while the host is at work, and
+    /// more of them share one of the host's: for a host queue whose synchronisation takes longer than a sweep, and is what bounds
+    /// it (`docs/scaling.md`). Host queues of single guests are not concerned.
+    pub fn with_tickets(mut self, most: usize) -> Self {
+        if let Some(shared) = &mut self.shared {
+            shared.set_tickets(most);
+        }
+        self
+    }
+
     fn with_host(shared: Option<Submission<H>>) -> Self {
         let (teller, events) = events::channel(EVENTS);
         Self {
