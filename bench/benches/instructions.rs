@@ -1,8 +1,8 @@
 //! Instructions of each step that commands go through, and of their whole way on one thread, counted by callgrind: figures that do
 //! not depend on the machine's mood.
 //!
-//! Everything is warm: what is counted has been done before, many times. It is behind boxes, so that no moves are counted. `cargo run -p ecmdq-bench --example instructions` compares with
-//! the figures in `bench/instructions.json`.
+//! Everything is warm: what is counted has been done before, many times. It is behind boxes, so that no moves are counted.
+//! `cargo run -p ecmdq-bench --example instructions` compares with the figures in `bench/instructions.json`.
 
 #![allow(missing_docs, reason = "the harness makes public items")]
 

@@ -9,6 +9,7 @@ mod follow;
 mod inspect;
 mod life;
 mod pages;
+mod serve;
 mod slot;
 mod snapshot;
 mod state;
