@@ -13,7 +13,7 @@ use thiserror::Error;
 /// Options of `ecmdq bench`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Fewer cases and repetitions: half a minute in place of some minutes.
+    /// Fewer cases and repetitions: one minute in place of six.
     #[arg(long)]
     quick: bool,
     /// Where to write `report.html`, `report.json`, and the plots.

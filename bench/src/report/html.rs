@@ -25,8 +25,8 @@ pub fn html(figures: &Figures) -> Result<String, Box<dyn Error>> {
          <style>{STYLE}</style>\n<h1>ecmdq: measured beside its peers and the limit</h1>\n<p>{}{}</p>\n\
          <p>Two threads, each on a processor of its own: one writes commands as a guest does, the other serves and executes them. \
          The limit copies 16 bytes for each command through the same rings and replaces the VMID, without a check. Everything is \
-         measured in turn, again and again; ratios are taken in each repetition. A value is the median, with the quartiles \
-         behind it. A measurement in which the machine took more than 1 % of a processor's time for something else is made again: \
+         measured in turn, again and again, in several passes; ratios are taken in each repetition. A value is the median of the \
+         passes, with their quartiles behind it. A measurement in which the machine took more than 1 % of a processor's time for something else is made again: \
          so were {} beside {} that count, {} of which were disturbed still.</p>\n",
         escaped(&machine.sentence()),
         if *quick { " A quick run: few cases, few repetitions." } else { "" },

@@ -1,11 +1,13 @@
-//! The comparison itself: everything in turn, again and again, so that whatever else the machine does meets all alike.
+//! The comparison itself: everything in turn, again and again, so that whatever else the machine does meets all alike; and all of that
+//! several times, since a shared machine is another one a minute later. What is told is the median of those passes, with their
+//! quartiles.
 
 use std::io;
 use std::time::Duration;
 
 use super::goals::goals;
 use super::round_trips::round_trips;
-use super::{Figures, Instructions, MachineInfo, Memory, Merging, Rate, Spread, Steady};
+use super::{Figures, Instructions, MachineInfo, Memory, Merging, Rate, RoundTrip, Spread, Steady};
 use crate::compare::{Engine, Guests, Lane, Load, Ran, WAYS, open};
 use crate::{scale, trace};
 
@@ -17,7 +19,9 @@ pub(super) const RECORDED: [&str; 3] = ["msi-ril-2cpu-mixed", "sev-noril-64k", "
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// How often everything is repeated.
+    /// How often all of it is measured.
+    passes: usize,
+    /// How often everything is repeated in each pass.
     repetitions: usize,
     /// How long each takes in a repetition.
     slice: Duration,
@@ -30,19 +34,21 @@ pub struct Effort {
 impl Effort {
     /// All cases: some minutes.
     pub const FULL: Self = Self {
-        repetitions: 15,
+        passes: 5,
+        repetitions: 5,
         slice: Duration::from_millis(12),
         queues: &[1, 2, 4, 16, 64, 256],
         batches: &[1, 4, 17, 64, 254],
-        round_trips: (40, 4000),
+        round_trips: (10, 4000),
     };
-    /// What the goals speak of: some twenty seconds.
+    /// What the goals speak of: a minute.
     pub const QUICK: Self = Self {
-        repetitions: 7,
+        passes: 3,
+        repetitions: 3,
         slice: Duration::from_millis(6),
         queues: &[1, 256],
         batches: &[1, 64, 254],
-        round_trips: (10, 2000),
+        round_trips: (4, 2000),
     };
 }
 
@@ -59,22 +65,72 @@ pub fn measure(effort: &Effort, mut progress: impl FnMut(&str)) -> io::Result<Fi
     let machine = MachineInfo::this();
     progress("memory");
     let memory = memory()?;
-    let (mut steady, mut rates, mut merging) = (Steady::default(), Vec::new(), Vec::new());
-    for queues in effort.queues {
-        rates.extend(throughput(effort, *queues, &mut steady, &mut progress)?);
+    let mut steady = Steady::default();
+    let mut passes = Vec::new();
+    for number in 1..=effort.passes {
+        let mut progress = |next: &str| progress(&format!("{number} of {}: {next}", effort.passes));
+        passes.push(Pass::measure(effort, &mut steady, &mut progress)?);
     }
-    progress("round trips");
-    let round_trips = round_trips(effort, &mut steady)?;
-    for guests in [1, 16, 64, 256] {
-        progress(&format!("CMD_SYNCs of {guests} guests"));
-        merging.push(merged(effort, guests, &mut steady)?);
-    }
-    progress("256 queues beside one");
-    let kept = kept(effort, &mut steady)?;
+    let Pass { rates, round_trips, merging, kept } = Pass::all(&passes);
     let goals = goals(&rates, kept, &round_trips, &merging);
     let quick = effort.queues.len() < Effort::FULL.queues.len();
     let instructions = Instructions::committed();
     Ok(Figures { machine, quick, steady, goals, rates, round_trips, merging, memory, instructions })
+}
+
+/// All that is repeated.
+#[derive(Clone)]
+struct Pass {
+    rates: Vec<Rate>,
+    round_trips: Vec<RoundTrip>,
+    merging: Vec<Merging>,
+    /// The rate with 256 queues relative to that with one.
+    kept: Spread,
+}
+
+impl Pass {
+    fn measure(effort: &Effort, steady: &mut Steady, progress: &mut impl FnMut(&str)) -> io::Result<Self> {
+        let (mut rates, mut merging) = (Vec::new(), Vec::new());
+        for queues in effort.queues {
+            rates.extend(throughput(effort, *queues, steady, progress)?);
+        }
+        progress("round trips");
+        let round_trips = round_trips(effort, steady)?;
+        for guests in [1, 16, 64, 256] {
+            progress(&format!("CMD_SYNCs of {guests} guests"));
+            merging.push(merged(effort, guests, steady)?);
+        }
+        progress("256 queues beside one");
+        let kept = kept(effort, steady)?;
+        Ok(Self { rates, round_trips, merging, kept })
+    }
+
+    /// The medians of several, with their quartiles. All have measured the same, in the same order.
+    fn all(passes: &[Self]) -> Self {
+        let spread =
+            |of: &dyn Fn(&Self) -> Spread| Spread::of(passes.iter().map(|pass| of(pass).median).collect());
+        let median = |of: &dyn Fn(&Self) -> u64| {
+            Spread::of(passes.iter().map(|pass| of(pass) as f64).collect()).median as u64
+        };
+        let mut all = passes[0].clone();
+        for (i, rate) in all.rates.iter_mut().enumerate() {
+            rate.per_second = spread(&|pass| pass.rates[i].per_second);
+            rate.of_limit = spread(&|pass| pass.rates[i].of_limit);
+            rate.engine_is = spread(&|pass| pass.rates[i].engine_is);
+        }
+        for (i, trip) in all.round_trips.iter_mut().enumerate() {
+            trip.p50_ns = median(&|pass| pass.round_trips[i].p50_ns);
+            trip.p99_ns = median(&|pass| pass.round_trips[i].p99_ns);
+            trip.p999_ns = median(&|pass| pass.round_trips[i].p999_ns);
+            trip.p50_of_floor = spread(&|pass| pass.round_trips[i].p50_of_floor);
+            trip.p99_of_floor = spread(&|pass| pass.round_trips[i].p99_of_floor);
+        }
+        for (i, merging) in all.merging.iter_mut().enumerate() {
+            merging.guest_syncs_per_host_sync = spread(&|pass| pass.merging[i].guest_syncs_per_host_sync);
+        }
+        all.kept = spread(&|pass| pass.kept);
+        all
+    }
 }
 
 /// What is sent along so many queues: its name, commands a doorbell, and itself.

@@ -22,7 +22,8 @@ pub use steady::Steady;
 
 use serde::{Deserialize, Serialize};
 
-/// Everything. Of what is repeated, the ratio of two things is taken in each repetition, in which one follows the other.
+/// Everything. Of what is repeated, the ratio of two things is taken in each repetition, in which one follows the other; then the
+/// median of each pass, and of those the spread.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Figures {
     /// What it ran on.
