@@ -60,6 +60,14 @@ struct Shadow {
     cons: Index,
 }
 
+/// How long a vCPU has waited for something while the SMMU stood still.
+struct Patience {
+    backoff: Backoff,
+    /// Where CONS was last.
+    cons: Index,
+    since: Instant,
+}
+
 impl Cmdlist {
     /// Resets the SMMU as a driver does, and enables a CMDQ of 2^`log2` entries at `base`, whose memory is `ring`.
     ///
@@ -111,15 +119,15 @@ impl Cmdlist {
             len => (&commands[len / most * most..], &commands[..len / most * most]),
         };
         for batch in others.chunks(most) {
-            self.add(batch, None, start)?;
+            self.add(batch, None)?;
         }
-        self.add(last, Some(sync), start)?;
+        self.add(last, Some(sync))?;
         Ok(start.elapsed())
     }
 
-    fn add(&self, commands: &[Command], sync: Option<Sync>, start: Instant) -> Result<(), DriverError> {
+    fn add(&self, commands: &[Command], sync: Option<Sync>) -> Result<(), DriverError> {
         let n = commands.len() as u32 + u32::from(sync.is_some());
-        let before = self.reserve(n, start)?;
+        let before = self.reserve(n)?;
         let (first, end) = (before.prod, self.size.advance(before.prod, n));
         for (i, command) in (0..).zip(commands) {
             self.words.store_entry(self.slot(first, i), command.0);
@@ -131,17 +139,17 @@ impl Cmdlist {
             self.begin_waiting();
         }
         self.mark(first, n);
-        let rung = if before.owned { Ok(()) } else { self.ring(first, start) };
+        let rung = if before.owned { Ok(()) } else { self.ring(first, self.patience()) };
         let Some(sync) = sync else { return rung };
         // After an error nothing goes on: CONS need not move.
-        rung.and_then(|()| self.wait_for(sync, sync_at, end, start))?;
+        rung.and_then(|()| self.wait_for(sync, sync_at, end))?;
         self.end_waiting(end);
         Ok(())
     }
 
     /// Step 1. The shadow as it was before.
-    fn reserve(&self, n: u32, start: Instant) -> Result<Shadow, DriverError> {
-        let backoff = Backoff::new();
+    fn reserve(&self, n: u32) -> Result<Shadow, DriverError> {
+        let mut patience = self.patience();
         loop {
             // Relaxed: what counts is what the exchange finds.
             let word = self.shared.shadow.load(Relaxed);
@@ -149,7 +157,7 @@ impl Cmdlist {
             let used = self.size.used(shadow.prod, shadow.cons).unwrap_or(self.size.entries());
             if self.size.entries() - used < n {
                 self.make_room();
-                self.pause(&backoff, start)?;
+                self.pause(&mut patience)?;
                 continue;
             }
             let new = Shadow { prod: self.size.advance(shadow.prod, n), owned: true, ..shadow };
@@ -184,22 +192,20 @@ impl Cmdlist {
     }
 
     /// Step 4.
-    fn ring(&self, first: Index, start: Instant) -> Result<(), DriverError> {
+    fn ring(&self, first: Index, mut patience: Patience) -> Result<(), DriverError> {
         let Shared { shadow, rung, .. } = &*self.shared;
-        let backoff = Backoff::new();
         // Acquire: pairs with the store below, of the owner before: its PROD is written.
         while rung.load(Acquire) != first.raw() {
-            self.pause(&backoff, start)?;
+            self.pause(&mut patience)?;
         }
         // Acquire and release: pairs with `reserve`: who comes after this finds it clear, and is the next owner.
         let end = self.unpack(shadow.fetch_and(!u64::from(OWNED), AcqRel)).prod;
         let mut index = first;
-        let backoff = Backoff::new();
         while index != end {
             if self.is_valid(index) {
                 index = self.size.advance(index, 1);
             } else {
-                self.pause(&backoff, start)?;
+                self.pause(&mut patience)?;
             }
         }
         // Release: pairs with the SMMU's acquire load of PROD: all entries, others' too, which `is_valid` has acquired.
@@ -209,9 +215,8 @@ impl Cmdlist {
     }
 
     /// Step 5: until the CMD_SYNC at `at` has completed.
-    fn wait_for(&self, sync: Sync, at: Index, end: Index, start: Instant) -> Result<(), DriverError> {
-        let offset = 16 * self.size.slot(at) as usize;
-        let backoff = Backoff::new();
+    fn wait_for(&self, sync: Sync, at: Index, end: Index) -> Result<(), DriverError> {
+        let (offset, mut patience) = (16 * self.size.slot(at) as usize, self.patience());
         loop {
             let done = match sync {
                 // Acquire: pairs with the SMMU's write: what the CMD_SYNC completed is seen.
@@ -224,7 +229,7 @@ impl Cmdlist {
             if done && passed.is_ok_and(|passed| passed < self.size.entries()) {
                 return Ok(());
             }
-            self.pause(&backoff, start)?;
+            self.pause(&mut patience)?;
         }
     }
 
@@ -277,18 +282,25 @@ impl Cmdlist {
             .fetch_update(Release, Relaxed, |word| Some(pack(Shadow { cons, ..self.unpack(word) })));
     }
 
-    /// Gives way; looks for errors when it has taken a while.
-    fn pause(&self, backoff: &Backoff, start: Instant) -> Result<(), DriverError> {
-        if backoff.is_completed() {
+    fn patience(&self) -> Patience {
+        Patience { backoff: Backoff::new(), cons: self.cons(), since: Instant::now() }
+    }
+
+    /// Gives way; looks for errors when it has taken a while. As long as CONS moves it is only somebody else's turn.
+    fn pause(&self, patience: &mut Patience) -> Result<(), DriverError> {
+        if patience.backoff.is_completed() {
             if let Some(error) = queue_error(&self.registers, &self.words, self.size) {
                 return Err(error);
             }
-            if start.elapsed() > TIMEOUT {
+            let cons = self.cons();
+            if cons != patience.cons {
+                (patience.cons, patience.since) = (cons, Instant::now());
+            } else if patience.since.elapsed() > TIMEOUT {
                 let prod = self.unpack(self.shared.shadow.load(Relaxed)).prod.raw();
-                return Err(DriverError::SyncTimeout { prod, cons: self.words.load_cons(Acquire) });
+                return Err(DriverError::SyncTimeout { prod, cons: cons.raw() });
             }
         }
-        backoff.snooze();
+        patience.backoff.snooze();
         Ok(())
     }
 

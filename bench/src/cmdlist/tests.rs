@@ -110,18 +110,18 @@ fn all_commands_come_once_and_each_vcpus_in_order_many_times_around() {
 #[test]
 fn the_owner_rings_once_for_all_and_not_before_all_are_valid() {
     let cmdlist = empty(2);
-    let (now, long_ago) = (Instant::now(), Instant::now() - 2 * TIMEOUT);
+    let long_ago = Instant::now() - 2 * TIMEOUT;
     let mut before = 0;
     // Of a queue of four entries, with its wrap bit.
     for end in [3, 6, 1, 4] {
-        let owner = cmdlist.reserve(2, now).expect("room");
-        let other = cmdlist.reserve(1, now).expect("room");
+        let owner = cmdlist.reserve(2).expect("room");
+        let other = cmdlist.reserve(1).expect("room");
         assert!(!owner.owned && other.owned);
         cmdlist.mark(owner.prod, 2);
-        assert!(cmdlist.ring(owner.prod, long_ago).is_err());
+        assert!(cmdlist.ring(owner.prod, Patience { since: long_ago, ..cmdlist.patience() }).is_err());
         assert_eq!(cmdlist.words.load_prod(Relaxed), before);
         cmdlist.mark(other.prod, 1);
-        cmdlist.ring(owner.prod, now).expect("all are valid");
+        cmdlist.ring(owner.prod, cmdlist.patience()).expect("all are valid");
         assert_eq!(cmdlist.words.load_prod(Relaxed), end);
         cmdlist.words.store_cons(end, Release);
         before = end;
