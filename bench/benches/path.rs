@@ -151,7 +151,7 @@ fn beside(slices: usize) {
     }
     let [nothing, others @ ..] = &times;
     for ((what, ..), others) in all[1..].iter().zip(others) {
-        let ratios = Spread::of(others.iter().zip(nothing).map(|(this, nothing)| this / nothing).collect());
+        let ratios = Spread::of_ratios(others, nothing);
         println!("beside {what}: {:.2} ({:.2} to {:.2})", ratios.median, ratios.low, ratios.high);
     }
 }

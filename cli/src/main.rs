@@ -3,7 +3,8 @@
 /// Prints a line. Who has closed the pipe wants no more of them.
 macro_rules! say {
     ($($what:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format!($($what)*)));
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($what)*);
     }};
 }
 

@@ -266,7 +266,7 @@ fn print(report: &Report) {
         "",
         count(rejected)
     );
-    say!("");
+    say!();
     say!(
         "host queue received {} commands and {} CMD_SYNCs: {:.1} guest SYNCs for each of its own",
         count(report.host_commands()),
@@ -276,7 +276,7 @@ fn print(report: &Report) {
     for (opcode, n) in &report.host {
         say!("{:>21}  {opcode}", count(*n));
     }
-    say!("");
+    say!();
     for (number, guest) in report.guests.iter().enumerate() {
         if guest.hostile {
             say!("guest {number} was hostile");

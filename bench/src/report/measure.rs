@@ -155,50 +155,52 @@ fn throughput(
     let mut rates = Vec::new();
     // It stands still for each doorbell, of whichever queue.
     let ways = WAYS.into_iter().filter(|(name, _)| *name != TRAP || queues == 1);
-    let mut lanes = ways.map(|(name, open)| Ok((name, open(queues)?))).collect::<io::Result<Vec<_>>>()?;
+    let (names, opens): (Vec<_>, Vec<_>) = ways.unzip();
+    let mut lanes = opens.into_iter().map(|open| open(queues)).collect::<io::Result<Vec<_>>>()?;
     for (load, batch, commands) in loads(effort, queues) {
         progress(&format!("{load}, {batch} a doorbell, {queues} queues"));
-        let groups: Vec<_> =
-            lanes.iter_mut().map(|(_, lane)| long_enough(&mut **lane, &commands, effort)).collect();
-        // By lane, by repetition.
-        let mut measured = vec![Vec::new(); lanes.len()];
-        for repetition in 0..effort.repetitions {
-            for i in 0..lanes.len() {
-                let i = (i + repetition) % lanes.len();
-                let Ran { commands, time, .. } = steady.run(&mut *lanes[i].1, &commands, groups[i]);
-                measured[i].push(commands as f64 / time.as_secs_f64());
-            }
-        }
-        let of = |name| lanes.iter().position(|(lane, _)| *lane == name).unwrap_or(0);
-        let ratio = |a: &[f64], b: &[f64]| Spread::of(a.iter().zip(b).map(|(a, b)| a / b).collect());
-        for (i, (lane, _)) in lanes.iter().enumerate() {
+        let measured = in_turn(&mut lanes, &commands, effort, effort.repetitions, steady);
+        let of = |name| &measured[names.iter().position(|lane| *lane == name).unwrap_or(0)];
+        for (lane, per_second) in names.iter().zip(&measured) {
             rates.push(Rate {
                 load: load.into(),
                 queues,
                 batch,
                 lane: (*lane).into(),
-                per_second: Spread::of(measured[i].clone()),
-                of_limit: ratio(&measured[i], &measured[of(LIMIT)]),
-                engine_is: ratio(&measured[of(ENGINE)], &measured[i]),
+                per_second: Spread::of(per_second.clone()),
+                of_limit: Spread::of_ratios(per_second, of(LIMIT)),
+                engine_is: Spread::of_ratios(of(ENGINE), per_second),
             });
         }
     }
     Ok(rates)
 }
 
-/// The engine's rate with 256 queues relative to that with one, 64 commands a doorbell, one after the other.
+/// The engine's rate with 256 queues relative to that with one, 64 commands a doorbell.
 fn kept(effort: &Effort, steady: &mut Steady) -> io::Result<Spread> {
-    let load = Load::stream(64);
     let mut lanes = [open::<Engine>(256)?, open::<Engine>(1)?];
-    let groups = [0, 1].map(|i| long_enough(&mut *lanes[i], &load, effort));
-    let mut ratio = |_| {
-        let [many, one] = [0, 1].map(|i| {
-            let Ran { commands, time, .. } = steady.run(&mut *lanes[i], &load, groups[i]);
-            commands as f64 / time.as_secs_f64()
-        });
-        many / one
-    };
-    Ok(Spread::of((0..2 * effort.repetitions).map(&mut ratio).collect()))
+    let rates = in_turn(&mut lanes, &Load::stream(64), effort, 2 * effort.repetitions, steady);
+    Ok(Spread::of_ratios(&rates[0], &rates[1]))
+}
+
+/// Commands a second, by lane and repetition. Each is the first in turn.
+fn in_turn(
+    lanes: &mut [Box<dyn Lane>],
+    load: &Load,
+    effort: &Effort,
+    repetitions: usize,
+    steady: &mut Steady,
+) -> Vec<Vec<f64>> {
+    let groups: Vec<_> = lanes.iter_mut().map(|lane| long_enough(&mut **lane, load, effort)).collect();
+    let mut measured = vec![Vec::new(); lanes.len()];
+    for repetition in 0..repetitions {
+        for i in 0..lanes.len() {
+            let i = (i + repetition) % lanes.len();
+            let Ran { commands, time, .. } = steady.run(&mut *lanes[i], load, groups[i]);
+            measured[i].push(commands as f64 / time.as_secs_f64());
+        }
+    }
+    measured
 }
 
 /// So many groups take as long as a slice.

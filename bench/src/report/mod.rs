@@ -70,6 +70,11 @@ impl Spread {
         Self { low: at(0.25), median: at(0.5), high: at(0.75) }
     }
 
+    /// Of the ratios of what was measured in turn.
+    pub fn of_ratios(these: &[f64], those: &[f64]) -> Self {
+        Self::of(these.iter().zip(those).map(|(this, that)| this / that).collect())
+    }
+
     /// Half the distance of the quartiles, relative to the median.
     pub fn noise(&self) -> f64 {
         (self.high - self.low) / 2.0 / self.median.abs().max(f64::MIN_POSITIVE)

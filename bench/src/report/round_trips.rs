@@ -21,9 +21,9 @@ pub(super) fn round_trips(effort: &Effort, steady: &mut Steady) -> io::Result<Ve
         TRAP => Schedule { interval: Duration::from_micros(200), requests: requests / 20 },
         _ => Schedule { interval: Duration::from_micros(2), requests },
     };
-    let mut all = vec![Timed { lane: FLOOR, open: None, times: histogram()?, each: Vec::new() }];
+    let mut all = vec![Timed { lane: FLOOR, open: None, times: histogram()?, each: Default::default() }];
     for (lane, open) in WAYS {
-        all.push(Timed { lane, open: Some(open(1)?), times: histogram()?, each: Vec::new() });
+        all.push(Timed { lane, open: Some(open(1)?), times: histogram()?, each: Default::default() });
     }
     for _ in 0..repetitions {
         for timed in &mut all {
@@ -36,16 +36,14 @@ pub(super) fn round_trips(effort: &Effort, steady: &mut Steady) -> io::Result<Ve
                 };
                 (times, kept_off)
             });
-            timed.each.push([0.5, 0.99].map(|part| times.value_at_quantile(part) as f64));
+            for (each, part) in timed.each.iter_mut().zip([0.5, 0.99]) {
+                each.push(times.value_at_quantile(part) as f64);
+            }
             timed.times += times;
         }
     }
     let trip = |Timed { lane, times, each, .. }: &Timed| {
-        let of_floor = |which: usize| {
-            Spread::of(
-                each.iter().zip(&all[0].each).map(|(this, floor)| this[which] / floor[which]).collect(),
-            )
-        };
+        let of_floor = |which: usize| Spread::of_ratios(&each[which], &all[0].each[which]);
         RoundTrip {
             lane: (*lane).into(),
             interval_ns: schedule(lane).interval.as_nanos() as u64,
@@ -61,13 +59,13 @@ pub(super) fn round_trips(effort: &Effort, steady: &mut Steady) -> io::Result<Ve
     Ok(trips)
 }
 
-/// What is timed, all of its times, and the median and the 99th percentile of each repetition.
+/// What is timed, all of its times, and the medians and the 99th percentiles of the repetitions.
 struct Timed {
     lane: &'static str,
     /// `None` for the floor.
     open: Option<Box<dyn Lane>>,
     times: Histogram<u64>,
-    each: Vec<[f64; 2]>,
+    each: [Vec<f64>; 2],
 }
 
 /// A worker that sleeps, and a bare eventfd.

@@ -25,6 +25,16 @@ const COST: [u8; 256] = {
     cost
 };
 
+/// What the dearest command costs.
+pub(crate) const DEAREST: u64 = {
+    let (mut most, mut n) = (0, 0);
+    while n < COST.len() {
+        most = if COST[n] > most { COST[n] } else { most };
+        n += 1;
+    }
+    most as u64
+};
+
 /// What a command costs the host, in units of a TLBI of one address.
 #[inline]
 pub(crate) fn cost(command: Command) -> u64 {

@@ -8,7 +8,7 @@ mod cost;
 pub mod table;
 mod text;
 
-pub(crate) use cost::cost;
+pub(crate) use cost::{DEAREST, cost};
 pub use text::ParseError;
 
 /// One SMMUv3 command: two 64-bit words in the hardware's own format.

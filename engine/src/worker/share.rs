@@ -7,13 +7,14 @@
 
 use std::time::Duration;
 
+use crate::command::DEAREST;
 use crate::outbox::{BATCH, FEW};
 
 /// Credit of a guest of weight 1 in a sweep.
 pub(crate) const QUANTUM: i64 = 512;
 
 /// The most that a batch costs: a few of the dearest.
-pub(crate) const MOST: u64 = 16 * FEW as u64;
+pub(crate) const MOST: u64 = DEAREST * FEW as u64;
 
 /// A guest's share of its worker.
 ///
