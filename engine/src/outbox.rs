@@ -18,11 +18,18 @@ pub(crate) struct Outbox {
     fetched: [Command; BATCH],
     commands: Box<[Command]>,
     len: usize,
+    /// How many commands the host queue has taken.
+    handed_over: u64,
 }
 
 impl Outbox {
     pub(crate) fn new() -> Self {
-        Self { fetched: [Command::default(); BATCH], commands: vec![Command::default(); ROOM].into(), len: 0 }
+        Self {
+            fetched: [Command::default(); BATCH],
+            commands: vec![Command::default(); ROOM].into(),
+            len: 0,
+            handed_over: 0,
+        }
     }
 
     /// Whether the room is enough for a few, or for the longest that one command can become.
@@ -42,6 +49,11 @@ impl Outbox {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// How many commands the host queue has taken since the beginning.
+    pub(crate) fn handed_over(&self) -> u64 {
+        self.handed_over
     }
 
     /// Forgets what waits.
@@ -68,5 +80,6 @@ impl Outbox {
         let n = n.min(self.len);
         self.commands.copy_within(n..self.len, 0);
         self.len -= n;
+        self.handed_over += n as u64;
     }
 }

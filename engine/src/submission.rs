@@ -16,6 +16,15 @@ use crate::worker::message;
 /// Tickets that may be outstanding at the most. With more, commands wait until one is reached.
 const OUTSTANDING: usize = 64;
 
+/// What shows that a host queue gets on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// The oldest round whose ticket is outstanding.
+    Round(u64),
+    /// How many commands it has taken, while no ticket is.
+    Taken(u64),
+}
+
 #[derive(Debug)]
 pub(crate) struct Submission<H> {
     host: H,
@@ -40,8 +49,8 @@ pub(crate) struct Submission<H> {
     gone: bool,
     /// What it said, if the VMM has not been told.
     panic: Option<String>,
-    /// The oldest round that is outstanding, since when it has been the oldest, and how often that was told.
-    oldest: Option<(u64, Instant, u128)>,
+    /// What has to change for the host queue not to stand still, since when it has not, and how often that was told.
+    standing: Option<(Mark, Instant, u128)>,
 }
 
 impl<H: HostQueue> Submission<H> {
@@ -61,7 +70,7 @@ impl<H: HostQueue> Submission<H> {
             news: None,
             gone: false,
             panic: None,
-            oldest: None,
+            standing: None,
         }
     }
 
@@ -92,7 +101,8 @@ impl<H: HostQueue> Submission<H> {
             self.fail_next();
             return;
         }
-        if self.asked.is_empty() {
+        // Also without a ticket: a host queue that stopped with an error, and has no room, goes on only when it is looked at.
+        if !self.is_outstanding() {
             return;
         }
         let completed = self.host.completed();
@@ -152,14 +162,18 @@ impl<H: HostQueue> Submission<H> {
         !self.out.is_empty()
     }
 
-    /// How long the host has completed nothing, though something is outstanding, if that is a multiple of `limit` that was not
-    /// told yet.
+    /// How long the host has got nowhere, though something is outstanding, if that is a multiple of `limit` that was not told
+    /// yet.
     pub fn stalled(&mut self, now: Instant, limit: Duration) -> Option<Duration> {
-        let front = self.asked.front().map(|(round, _)| *round);
-        let (round, since, told) =
-            self.oldest.filter(|(round, ..)| Some(*round) == front).or(front.map(|round| (round, now, 0)))?;
+        if !self.is_outstanding() {
+            self.standing = None;
+            return None;
+        }
+        let mark =
+            self.asked.front().map_or(Mark::Taken(self.out.handed_over()), |(round, _)| Mark::Round(*round));
+        let (_, since, told) = self.standing.filter(|(before, ..)| *before == mark).unwrap_or((mark, now, 0));
         let times = now.saturating_duration_since(since).as_nanos() / limit.as_nanos().max(1);
-        self.oldest = Some((round, since, times));
+        self.standing = Some((mark, since, times));
         (times > told).then(|| now.saturating_duration_since(since))
     }
 

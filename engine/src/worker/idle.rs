@@ -20,9 +20,6 @@ use crate::vsmmu::Watch;
 
 /// Sweeps without anything to do after which the clock is read, and the processor may rest for a moment.
 const QUIET_SWEEPS: u32 = 8;
-/// How often a worker that is busy looks for host queues that stand still.
-const STALL_SWEEPS: u32 = 1 << 14;
-
 /// When a worker sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idle {
@@ -160,6 +157,7 @@ impl<H: HostQueue> Worker<H> {
     /// is something to do, or the worker cannot sleep: then it wants to be polled again.
     pub fn prepare_to_sleep(&mut self) -> Option<Nap> {
         self.sleep.as_ref()?;
+        self.look_for_stalls();
         self.seats.iter().for_each(|seat| seat.guest.arm());
         self.announce();
         // So that everything is looked at.
@@ -198,9 +196,13 @@ impl<H: HostQueue> Worker<H> {
                 until(wait);
             }
         }
-        let mut hosts = shared.iter().chain(seats.iter().filter_map(|seat| seat.own.as_ref()));
-        if hosts.any(|host| host.waits_for_room() || sleep.deaf && host.is_outstanding()) {
-            until(sleep.idle.look_every);
+        for host in shared.iter().chain(seats.iter().filter_map(|seat| seat.own.as_ref())) {
+            if host.waits_for_room() || sleep.deaf && host.is_outstanding() {
+                until(sleep.idle.look_every);
+            } else if host.is_outstanding() {
+                // A host queue that stands still wakes nobody.
+                until(sleep.idle.stalled);
+            }
         }
         Some(Nap { at_most })
     }
@@ -213,14 +215,10 @@ impl<H: HostQueue> Worker<H> {
             .sleep
             .as_ref()
             .map_or(Idle { spin: Duration::from_micros(5), ..Idle::default() }, |sleep| sleep.idle);
-        let (mut quiet_since, mut held, mut sweeps, mut quiet_sweeps) = (None, Vec::new(), 0_u32, 0_u32);
+        let (mut quiet_since, mut held, mut quiet_sweeps) = (None, Vec::new(), 0_u32);
         // Relaxed: `stop` carries nothing but itself.
         while !self.stopped && !stop.load(Relaxed) {
             let busy = self.sweep(Some(&mut held));
-            sweeps = sweeps.wrapping_add(1);
-            if sweeps.is_multiple_of(STALL_SWEEPS) {
-                self.look_for_stalls(Instant::now(), idle.stalled);
-            }
             if busy {
                 (quiet_since, quiet_sweeps) = (None, 0);
                 continue;
@@ -237,7 +235,6 @@ impl<H: HostQueue> Worker<H> {
             } else if self.sleep.is_none() || quiet - idle.spin < idle.back_off {
                 thread::yield_now();
             } else {
-                self.look_for_stalls(now, idle.stalled);
                 // What the VMM wants of a guest must not wait for a worker that sleeps.
                 held.clear();
                 self.sleep(stop);
@@ -264,8 +261,10 @@ impl<H: HostQueue> Worker<H> {
         sleep.waker.word().awake();
     }
 
-    /// Tells of host queues that complete nothing, once a second for each.
-    fn look_for_stalls(&mut self, now: Instant, limit: Duration) {
+    /// Tells of host queues that get nowhere, once in each [`Idle::stalled`].
+    pub(super) fn look_for_stalls(&mut self) {
+        let limit = self.sleep.as_ref().map_or_else(Idle::default, |sleep| sleep.idle).stalled;
+        let now = Instant::now();
         let Self { shared, seats, teller, .. } = self;
         for host in shared.iter_mut().chain(seats.iter_mut().filter_map(|seat| seat.own.as_mut())) {
             if let Some(stalled) = host.stalled(now, limit) {

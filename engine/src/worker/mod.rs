@@ -34,6 +34,9 @@ pub use share::{RateLimit, Share};
 /// Quiet guests that are looked at now and then, beside those that are not.
 const GUESTS: usize = 1;
 
+/// How often a worker that does not sleep looks for host queues that stand still, in sweeps.
+const STALL_SWEEPS: u32 = 1 << 14;
+
 /// Events that wait for the VMM.
 const EVENTS: usize = 256;
 
@@ -63,6 +66,8 @@ pub struct Worker<H> {
     start: Instant,
     /// How many guests have a rate limit.
     limited: usize,
+    /// How many sweeps there have been.
+    sweeps: u32,
 }
 
 impl<H: HostQueue> Worker<H> {
@@ -104,6 +109,7 @@ impl<H: HostQueue> Worker<H> {
             events,
             start: Instant::now(),
             limited: 0,
+            sweeps: 0,
         }
     }
 
@@ -192,6 +198,10 @@ impl<H: HostQueue> Worker<H> {
     /// again.
     fn sweep(&mut self, mut held: Option<&mut Vec<Option<Held>>>) -> bool {
         self.follow_orders();
+        self.sweeps = self.sweeps.wrapping_add(1);
+        if self.sweeps.is_multiple_of(STALL_SWEEPS) {
+            self.look_for_stalls();
+        }
         if let Some(held) = &mut held {
             held.resize_with(self.seats.len(), || None);
         }
