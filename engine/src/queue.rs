@@ -23,6 +23,7 @@ use crate::memory::GuestRam;
 use crate::outbox::{FEW, Outbox};
 use crate::registers::{BASE_ADDR, BASE_LOG2SIZE};
 use crate::rules::{Applied, End, Rules, Signal};
+use crate::submission::OUTSTANDING;
 use crate::worker::MOST;
 
 /// Why a queue stopped: a code of CMDQ_CONS.ERR and of ECMDQ_CONS.ERR_REASON (facts sheet, section 3.3).
@@ -58,30 +59,66 @@ pub(crate) struct CommandQueue {
     sent: Rounds,
     atc: Rounds,
     /// What the host failed to do for this queue, until its CMD_SYNC tells: no later synchronisation says so again.
-    blame: Option<CommandError>,
+    blame: Blame,
 }
 
-/// Consecutive rounds, whose synchronisations cover what was taken in them; none if `last` is 0.
+/// A set of rounds, whose synchronisations cover what was taken in them.
+///
+/// It reaches back as many rounds as may be outstanding: an older one is over, and can no longer fail.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rounds {
-    first: u64,
-    last: u64,
+    newest: u64,
+    /// Bit n is the round n before the newest.
+    bits: u128,
 }
+
+const _: () = assert!(OUTSTANDING < u128::BITS as usize);
 
 impl Rounds {
     fn add(&mut self, round: u64) {
-        *self = Self { first: if self.last == 0 { round } else { self.first }, last: round };
+        if let Some(age) = self.newest.checked_sub(round) {
+            self.bits |= bit(age);
+        } else {
+            self.bits = u32::try_from(round - self.newest).map_or(0, |n| self.bits.unbounded_shl(n)) | 1;
+            self.newest = round;
+        }
     }
 
     fn contain(&self, round: u64) -> bool {
-        self.last != 0 && (self.first..=self.last).contains(&round)
+        self.newest.checked_sub(round).is_some_and(|age| self.bits & bit(age) != 0)
     }
 
-    /// The synchronisation of a round said nothing: the next one covers what it should have.
+    /// The synchronisation of a round said nothing of it, or not all: the next one covers it, too.
     fn put_off(&mut self, round: u64) {
         if self.contain(round) {
-            self.last = self.last.max(round + 1);
+            self.add(round + 1);
         }
+    }
+
+    fn remove(&mut self, round: u64) {
+        self.bits &= !self.newest.checked_sub(round).map_or(0, bit);
+    }
+}
+
+/// The bit of a round by how many rounds it is before the newest; none if it is too old.
+fn bit(age: u64) -> u128 {
+    u32::try_from(age).map_or(0, |age| 1_u128.unbounded_shl(age))
+}
+
+/// Errors that the next CMD_SYNC must report: it reports one at a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Blame(u8);
+
+impl Blame {
+    fn add(&mut self, error: CommandError) {
+        self.0 |= 1 << error as u8;
+    }
+
+    fn take(&mut self) -> Option<CommandError> {
+        use CommandError::{Abt, AtcInvSync, Ill};
+        let error = [Ill, Abt, AtcInvSync].into_iter().find(|error| self.0 & 1 << *error as u8 != 0)?;
+        self.0 &= !(1 << error as u8);
+        Some(error)
     }
 }
 
@@ -125,7 +162,7 @@ impl CommandQueue {
         let base = GuestAddress(base & BASE_ADDR & features.address_mask() & !(alignment - 1));
         let ring = Ring::Unbacked { cons: size.index(cons) };
         let (sent, atc) = (Rounds::default(), Rounds::default());
-        Self { base, size, ring, waiting: None, inconsistent: false, sent, atc, blame: None }
+        Self { base, size, ring, waiting: None, inconsistent: false, sent, atc, blame: Blame::default() }
     }
 
     /// Looks for the ring's memory in the memory map as it is now.
@@ -170,9 +207,9 @@ impl CommandQueue {
         !empty
     }
 
-    /// Hears that the synchronisation of a round failed, whether the queue waits for it or not. `ours` says that a command of
-    /// this guest may be to blame.
-    pub fn hear(&mut self, failed: u64, cause: Cause, ours: bool) {
+    /// The synchronisation of a round failed, whether the queue waits for it or not. `ours` says that a command of this guest
+    /// may be to blame.
+    pub fn on_sync_failed(&mut self, failed: u64, cause: Cause, ours: bool) {
         let waits = matches!(self.waiting, Some(Waiting::Sync { round: Some(round), .. }) if round == failed);
         let concerned = waits || self.sent.contain(failed);
         let blame = match cause {
@@ -181,12 +218,15 @@ impl CommandQueue {
             Cause::Illegal => (ours && concerned).then_some(CommandError::Ill),
             Cause::AtcTimeout => (ours && self.atc.contain(failed)).then_some(CommandError::AtcInvSync),
         };
-        if cause == Cause::Transient {
-            self.sent.put_off(failed);
-            self.atc.put_off(failed);
+        if blame == Some(CommandError::AtcInvSync) {
+            // The ATC_INVs are not executed again, so that no later round can fail for them.
+            self.atc.remove(failed);
         }
-        if blame.is_some() {
-            self.blame = blame;
+        // More may have gone wrong with what the round covers than this: the next one says so.
+        self.sent.put_off(failed);
+        self.atc.put_off(failed);
+        if let Some(error) = blame {
+            self.blame.add(error);
         } else if let Some(Waiting::Sync { round, .. }) = &mut self.waiting
             && waits
         {
@@ -195,10 +235,14 @@ impl CommandQueue {
         }
     }
 
-    /// The CMD_SYNC at CONS is over: says what its queue is to blame for, and forgets all that it covers.
+    /// The CMD_SYNC at CONS is over: returns the error that it reports, or else forgets all that it covers.
     pub fn synchronised(&mut self) -> Option<CommandError> {
-        (self.waiting, self.sent, self.atc) = (None, Rounds::default(), Rounds::default());
-        self.blame.take()
+        self.waiting = None;
+        let error = self.blame.take();
+        if error.is_none() {
+            (self.sent, self.atc) = (Rounds::default(), Rounds::default());
+        }
+        error
     }
 
     /// All that was taken has been synchronised. A CMD_SYNC that still waits asks for a synchronisation of its next worker.

@@ -14,7 +14,7 @@ use crate::sleep::Waker;
 use crate::worker::message;
 
 /// Tickets that may be outstanding at the most. With more, commands wait until one is reached.
-const OUTSTANDING: usize = 64;
+pub(crate) const OUTSTANDING: usize = 64;
 
 /// What shows that a host queue gets on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

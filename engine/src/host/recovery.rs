@@ -2,6 +2,7 @@
 //! 3.3, 4.3 and 7.6).
 
 use std::collections::VecDeque;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -16,8 +17,10 @@ use crate::registers::{CONS_ERR_SHIFT, GERROR_CMDQ_ERR, INDEX};
 
 /// How often the fetch of one command may abort before the ring counts as dead.
 const ABORTS: u32 = 3;
-/// Failures that a producer may leave unasked for.
+/// Failures that a producer may leave unasked for. More of one cause become one, which covers the positions of all.
 const UNASKED: usize = 64;
+/// How many causes there are.
+const CAUSES: usize = 4;
 
 /// What all producers know of a ring's errors.
 #[derive(Debug)]
@@ -42,12 +45,12 @@ struct Mending {
 struct Inbox {
     /// Whether there is anything: looked at without the lock.
     full: AtomicBool,
-    failures: Mutex<VecDeque<(u64, Failure)>>,
+    failures: Mutex<VecDeque<(RangeInclusive<u64>, Failure)>>,
 }
 
 impl Recovery {
     pub fn new(format: RingFormat, registers: SharedRegion, producers: usize) -> Self {
-        let failures = || Mutex::new(VecDeque::with_capacity(UNASKED));
+        let failures = || Mutex::new(VecDeque::with_capacity(UNASKED + CAUSES));
         let inbox = |_| Inbox { full: AtomicBool::new(false), failures: failures() };
         let inboxes = (0..producers).map(inbox).collect();
         Self { format, registers, dead: AtomicBool::new(false), mending: Mutex::default(), inboxes }
@@ -88,8 +91,9 @@ impl Recovery {
         self.dead.load(Acquire)
     }
 
-    /// Why a producer's ticket failed, if anything before it has.
-    pub fn failure(&self, number: usize, ticket: u64) -> Option<Failure> {
+    /// Why a producer's ticket failed, if anything has that the ticket covers: `covered` are the positions from the first
+    /// command that no ticket before covers. What failed before them concerned others, and is forgotten.
+    pub fn failure(&self, number: usize, covered: Range<u64>) -> Option<Failure> {
         if self.is_dead() {
             return Some(Failure { cause: Cause::DeviceGone, command: None });
         }
@@ -100,13 +104,9 @@ impl Recovery {
             return None;
         }
         let mut failures = inbox.failures.lock();
-        let failure = match failures.front() {
-            Some((position, failure)) if *position < ticket => Some(*failure),
-            _ => None,
-        };
-        if failure.is_some() {
-            failures.pop_front();
-        }
+        failures.retain(|(at, _)| *at.end() >= covered.start);
+        let found = failures.iter().position(|(at, _)| *at.start() < covered.end);
+        let failure = found.and_then(|found| failures.remove(found)).map(|(_, failure)| failure);
         inbox.full.store(!failures.is_empty(), Release);
         failure
     }
@@ -143,11 +143,11 @@ impl Recovery {
     fn tell(&self, position: u64, failure: Failure) {
         for inbox in &self.inboxes {
             let mut failures = inbox.failures.lock();
-            if failures.len() < UNASKED {
-                failures.push_back((position, failure));
-            } else if let Some((_, last)) = failures.back_mut() {
-                // So many that nobody asked for: whose they were is lost, not that they were.
-                *last = Failure { command: None, ..failure };
+            let full = failures.len() >= UNASKED;
+            match failures.iter_mut().rev().find(|(_, last)| full && last.cause == failure.cause) {
+                // Whose they were is lost, not that they were.
+                Some((at, last)) => (*at, last.command) = (*at.start()..=position, None),
+                None => failures.push_back((position..=position, failure)),
             }
             inbox.full.store(true, Release);
         }

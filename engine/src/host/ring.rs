@@ -1,5 +1,6 @@
 //! A native SMMUv3 command ring as a host queue, for one producer or several.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -74,8 +75,15 @@ pub struct NativeRing {
     submitted: u64,
     /// The ticket that covers all of it, if there is one.
     ticket: Option<Ticket>,
+    /// The position of the first command that no ticket covers yet.
+    first: Option<u64>,
+    /// Tickets, oldest first, with the position of the first command that none before covers.
+    asked: VecDeque<(u64, u64)>,
     merged: u64,
 }
+
+/// Tickets of a producer of which it is known what they cover. Of older ones no more is known than of the next.
+const ASKED: usize = 128;
 
 #[derive(Debug)]
 struct Shared {
@@ -142,6 +150,8 @@ impl NativeRing {
             number,
             submitted,
             ticket: Some(Ticket(submitted)),
+            first: None,
+            asked: VecDeque::with_capacity(ASKED),
             merged: 0,
         };
         Ok((0..).zip(all).map(handle).collect())
@@ -205,9 +215,34 @@ impl NativeRing {
         if n == 0 && !with_sync {
             return (0, None);
         }
-        (self.submitted, self.ticket) = (end, with_sync.then_some(Ticket(end)));
+        if n > 0 {
+            self.first.get_or_insert(end - n as u64 - u64::from(with_sync));
+        }
+        (self.submitted, self.ticket) = (end, None);
+        if with_sync {
+            self.covered_by(end);
+        }
         self.ring_doorbell();
         (n, self.ticket)
+    }
+
+    /// There is a ticket for all that was submitted.
+    fn covered_by(&mut self, ticket: u64) {
+        if self.asked.len() == ASKED
+            && let Some((_, first)) = self.asked.pop_front()
+        {
+            self.also_covered_by(0, first);
+        }
+        self.asked.push_back((ticket, self.first.take().unwrap_or(ticket)));
+        self.ticket = Some(Ticket(ticket));
+    }
+
+    /// The commands from `first` on are also covered by asked-for ticket number `n`, or by the next one if there is no such.
+    fn also_covered_by(&mut self, n: usize, first: u64) {
+        match self.asked.get_mut(n) {
+            Some((_, next)) => *next = first.min(*next),
+            None => self.first = Some(self.first.map_or(first, |next| first.min(next))),
+        }
     }
 
     fn ring_doorbell(&self) {
@@ -245,7 +280,7 @@ impl HostQueue for NativeRing {
             let synced = self.producer.synced();
             if synced > self.submitted {
                 self.merged += 1;
-                self.ticket = Some(Ticket(synced));
+                self.covered_by(synced);
             }
         }
         if commands.is_empty() && self.ticket.is_some() {
@@ -260,9 +295,14 @@ impl HostQueue for NativeRing {
     }
 
     fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
-        let failure = self.shared.recovery.failure(self.number, ticket.0)?;
-        // The next ticket is a new one.
+        while self.asked.front().is_some_and(|(older, _)| *older < ticket.0) {
+            self.asked.pop_front();
+        }
+        let first = self.asked.front().map_or(ticket.0, |(_, first)| *first);
+        let failure = self.shared.recovery.failure(self.number, first..ticket.0)?;
+        // The next ticket is a new one. What else may have failed of what this one covers is told with it.
         self.ticket = None;
+        self.also_covered_by(1, first);
         Some(failure)
     }
 }

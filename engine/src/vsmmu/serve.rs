@@ -133,7 +133,7 @@ impl State {
     pub(super) fn hear(&mut self, round: u64, Failure { cause, command }: Failure) {
         let ours = command.is_none_or(|command| self.rules.is_ours(&self.streams, command));
         let queues = self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut());
-        queues.for_each(|queue| queue.hear(round, cause, ours));
+        queues.for_each(|queue| queue.on_sync_failed(round, cause, ours));
     }
 
     /// Completes the command for the VMM that a queue waits for, if the VMM has acted.
