@@ -45,7 +45,7 @@ impl Engine {
         let machine = Machine::new(0, Features::default(), &[]).expect("memory");
         let (native, host) = NativeRing::with_consumer(LOG2).expect("memory");
         let mut worker = Worker::new(native);
-        worker.attach(machine.smmu.clone());
+        worker.attach(machine.smmu.clone()).unwrap();
         for number in 1..=guests {
             let idle = Machine::new(number, Features::default().with_ecmdqs(0, ecmdqs_log2), &[]);
             let idle = idle.expect("memory");
@@ -55,7 +55,7 @@ impl Engine {
                 control.store_u64(at + ECMDQ_BASE, Machine::RAM_BASE.0 | 4, Release);
                 control.store_u32(at + ECMDQ_PROD, 1 << 31, Release);
             }
-            worker.attach(smmu.clone());
+            worker.attach(smmu.clone()).unwrap();
         }
         // All is enabled, and has been quiet for a while.
         (0..1000).for_each(|_| {

@@ -164,7 +164,7 @@ fn processor_time(thread: i32) -> Option<Duration> {
 pub fn idle(time: Duration, sleeper: Option<SleeperKind>) -> io::Result<IdleReport> {
     let mut guest = Guest::new(true)?;
     let mut worker = Worker::new(AtOnce::default()).with_sleep(Idle { sleeper, ..Idle::default() })?;
-    worker.attach(guest.machine.smmu.clone());
+    worker.attach(guest.machine.smmu.clone()).map_err(io::Error::other)?;
     let (handle, sleeper, stop) = (worker.handle(), worker.sleeper(), AtomicBool::new(false));
     let (tell, told) = mpsc::channel();
     let (processor, sleeps, wake_ns, bare_ns) = thread::scope(|scope| {
@@ -207,7 +207,7 @@ pub fn idle(time: Duration, sleeper: Option<SleeperKind>) -> io::Result<IdleRepo
 pub(crate) fn wakes() -> io::Result<(Histogram<u64>, Histogram<u64>, Duration)> {
     let mut guest = Guest::new(true)?;
     let mut worker = Worker::new(AtOnce::default()).with_sleep(Idle::default())?;
-    worker.attach(guest.machine.smmu.clone());
+    worker.attach(guest.machine.smmu.clone()).map_err(io::Error::other)?;
     let _running = worker.spawn("worker", Some(SERVER))?;
     guest.wait_enabled();
     let (engine, bare) = thread::scope(|scope| {
@@ -256,7 +256,7 @@ fn time_wakes(guest: &mut Guest) -> io::Result<(Histogram<u64>, Histogram<u64>)>
 fn rate(idle: Idle) -> io::Result<f64> {
     let mut guest = Guest::new(false)?;
     let mut worker = Worker::new(AtOnce::default()).with_sleep(idle)?;
-    worker.attach(guest.machine.smmu.clone());
+    worker.attach(guest.machine.smmu.clone()).map_err(io::Error::other)?;
     let _running = worker.spawn("worker", Some(SERVER))?;
     guest.wait_enabled();
     let (start, mut commands) = (Instant::now(), 0_u64);

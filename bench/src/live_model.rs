@@ -75,7 +75,7 @@ impl LiveModel {
         let mut machines = Vec::new();
         for number in 0..settings.guests {
             let machine = Machine::new(number, features, &streams)?;
-            workers[usize::from(number) % WORKERS].attach(machine.smmu.clone());
+            workers[usize::from(number) % WORKERS].attach(machine.smmu.clone()).map_err(io::Error::other)?;
             machines.push(machine);
         }
         Ok(Self { settings, machines, workers, queues })

@@ -171,7 +171,7 @@ impl Session {
         let mut machines = Vec::new();
         for number in 0..settings.guests {
             let machine = Machine::new(number, features, &streams)?;
-            worker.attach(machine.smmu.clone());
+            worker.attach(machine.smmu.clone()).map_err(io::Error::other)?;
             machines.push(machine);
         }
         Ok(Self { settings, traffic, machines, worker, host })

@@ -132,7 +132,7 @@ pub fn serve(options: &Options) -> Result<ExitCode, Error> {
     let (ring, mut host) = NativeRing::with_consumer(12).map_err(setup)?;
     let mut worker = Worker::new(ring);
     let smmu = virtual_smmu(options, ram)?;
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).map_err(|error| setup(io::Error::other(error)))?;
     if let Some(path) = &options.ready {
         File::create(path).map_err(|source| output("ready", path, source))?;
     }

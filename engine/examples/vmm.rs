@@ -91,7 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // 5. The host queue, and a worker on a thread of the VMM.
     let (ring, mut host) = NativeRing::with_consumer(8)?;
     let mut worker = Worker::new(ring);
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone())?;
     let stop = Arc::new(AtomicBool::new(false));
     let serving = thread::Builder::new().name("smmu-worker".into()).spawn({
         let stop = stop.clone();

@@ -43,7 +43,7 @@
 //! })?;
 //! let (ring, mut smmu) = NativeRing::with_consumer(8)?;
 //! let mut worker = Worker::new(ring);
-//! worker.attach(guest);
+//! worker.attach(guest)?;
 //!
 //! // The guest's part: a queue of 2^4 entries at the start of RAM, two commands, the doorbell.
 //! let slots = Ram::new(ram).region(GuestAddress(0x4000_0000), 256).unwrap();
@@ -101,4 +101,6 @@ pub use vsmmu::{
     Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused, OnRequest,
     RestoreError, Snapshot, StatsReader, VirtualSmmu,
 };
-pub use worker::{Event, EventKind, Idle, Leaving, Nap, RateLimit, Running, Share, Worker, WorkerHandle};
+pub use worker::{
+    AttachError, Event, EventKind, Idle, Leaving, Nap, RateLimit, Running, Share, Worker, WorkerHandle,
+};

@@ -145,8 +145,8 @@ enum Ring {
 pub(crate) enum Visit {
     /// No new command.
     Idle,
-    /// Commands were taken. The one that ended the batch, if it is to be waited for, is not consumed.
-    Taken(Applied),
+    /// Commands were taken, of so many that were fetched. The one that ended the batch, if it is to be waited for, is not consumed.
+    Taken(Applied, usize),
     /// There are commands where there is no memory.
     Abort,
     /// PROD contradicts CONS, and did not at the last visit. Nothing is taken until it no longer does.
@@ -253,6 +253,19 @@ impl CommandQueue {
         }
     }
 
+    /// What was taken may never reach the host. A CMD_SYNC that waits is taken again, behind what makes good.
+    pub fn abandon(&mut self) {
+        (self.sent, self.atc) = (Rounds::default(), Rounds::default());
+        if let Some(Waiting::Sync { .. }) = self.waiting {
+            self.waiting = None;
+        }
+    }
+
+    /// ATC_INVs that make good for whatever this queue may have sent are in a round: if that times out, its next CMD_SYNC says so.
+    pub fn add_atc_invs(&mut self, round: u64) {
+        self.atc.add(round);
+    }
+
     /// Takes a batch, up to the PROD word and of `most` commands, into the outbox, which must have room; `round` is the one that
     /// covers it. Nothing must be waited for.
     pub fn visit(
@@ -296,7 +309,7 @@ impl CommandQueue {
                 out.keep(applied.host);
                 let waited_for = matches!(applied.end, End::Sync(_) | End::Request(_));
                 self.consume(applied.taken - usize::from(waited_for));
-                Visit::Taken(applied)
+                Visit::Taken(applied, n)
             }
             Err(_) if was_inconsistent => Visit::Idle,
             Err(_) => Visit::Inconsistent,
@@ -332,6 +345,7 @@ impl CommandQueue {
     }
 }
 
-fn has_atc_inv(commands: &[Command]) -> bool {
+/// Whether there is an ATC_INV among commands.
+pub(crate) fn has_atc_inv(commands: &[Command]) -> bool {
     commands.iter().any(|command| command.opcode() == Opcode::ATC_INV)
 }

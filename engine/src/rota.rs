@@ -17,6 +17,8 @@ const FEW: usize = 2;
 pub(crate) struct Rota {
     /// How many quiet ones are looked at in one of these sweeps.
     slice: usize,
+    /// How many of those that are not quiet have a turn in a sweep at the most.
+    most: usize,
     /// They are so few that all are looked at: all count as lively.
     few: bool,
     /// Sweeps without anything to do, by number.
@@ -25,7 +27,9 @@ pub(crate) struct Rota {
     lively: Vec<usize>,
     /// Where among them the turns begin.
     first: usize,
-    /// How many of them have a turn in this sweep; others have become lively in it.
+    /// How many of them there were at the beginning of this sweep; others have become lively in it.
+    len: usize,
+    /// How many of them have a turn in this sweep.
     turns: usize,
     /// The quiet ones that have a turn in this sweep, behind those.
     looks: Vec<usize>,
@@ -39,13 +43,15 @@ pub(crate) struct Rota {
 
 impl Rota {
     /// `len` numbers, none of them quiet. All memory is there afterwards.
-    pub fn new(len: usize, slice: usize) -> Self {
+    pub fn new(len: usize, slice: usize, most: usize) -> Self {
         Self {
             slice,
+            most,
             few: len <= FEW.min(slice),
             quiet_for: vec![0; len],
             lively: (0..len).collect(),
             first: 0,
+            len: 0,
             turns: 0,
             looks: Vec::with_capacity(len),
             quieted: false,
@@ -56,14 +62,15 @@ impl Rota {
 
     /// From now on there are `len` numbers, which may mean others than before.
     pub fn resize(&mut self, len: usize) {
-        *self = Self::new(len, self.slice);
+        *self = Self::new(len, self.slice, self.most);
     }
 
     /// A new sweep, over all or those whose turn it is, after so much work in the last one; says how many turns it has. Where none
     /// is lively, four slices are looked at.
     #[inline]
     pub fn begin(&mut self, all: bool, work: u64) -> usize {
-        self.turns = self.lively.len();
+        self.len = self.lively.len();
+        self.turns = if all { self.len } else { self.len.min(self.most) };
         if !self.few {
             self.look(all, work);
         }
@@ -100,7 +107,7 @@ impl Rota {
     pub fn turn(&self, turn: usize) -> usize {
         let at = self.first + turn;
         let number = match turn < self.turns {
-            true => self.lively.get(if at < self.turns { at } else { at - self.turns }),
+            true => self.lively.get(if at < self.len { at } else { at - self.len }),
             false => self.looks.get(turn - self.turns),
         };
         number.copied().unwrap_or(0)
@@ -131,8 +138,8 @@ impl Rota {
 
     /// Nobody whose turn it was has anything to do.
     pub fn rest(&mut self) {
-        let Self { quiet_for, lively, turns, looks, quieted, .. } = self;
-        for number in lively.iter().take(*turns).chain(&*looks) {
+        let Self { quiet_for, lively, first, turns, looks, quieted, .. } = self;
+        for number in lively.iter().cycle().skip(*first).take(*turns).chain(&*looks) {
             quiet_for[*number] = quiet_for[*number].saturating_add(1);
             *quieted |= quiet_for[*number] == PATIENCE;
         }
@@ -147,10 +154,12 @@ impl Rota {
         }
     }
 
-    /// The end of the sweep. Another one is the first in the next: whoever was denied something, else the second.
+    /// The end of the sweep. Another one is the first in the next: whoever was denied something, else the first that had no turn, else the
+    /// second.
     #[inline]
     pub fn end(&mut self, denied: Option<usize>) {
-        self.first = if self.first + 1 < self.turns { self.first + 1 } else { 0 };
+        let step = if self.turns < self.len { self.turns } else { 1 };
+        self.first = if self.first + step < self.len { self.first + step } else { 0 };
         if denied.is_some() || self.quieted {
             self.rearrange(denied);
         }
@@ -171,6 +180,7 @@ mod tests {
     use super::{PATIENCE, Rota, SWEEP, WORK};
 
     const SLICE: usize = 4;
+    const MOST: usize = 1000;
 
     /// One sweep in which `lively` have something to do, which is hardly any work: who was looked at.
     fn sweep(rota: &mut Rota, lively: &[usize]) -> Vec<usize> {
@@ -193,7 +203,7 @@ mod tests {
 
     #[test]
     fn all_are_looked_at_until_they_have_been_quiet_for_a_while_and_each_is_the_first_in_turn() {
-        let mut rota = Rota::new(3, SLICE);
+        let mut rota = Rota::new(3, SLICE, MOST);
         let firsts: Vec<_> = (0..6).map(|_| sweep(&mut rota, &[0, 1, 2])[0]).collect();
         assert_eq!(firsts, [0, 1, 2, 0, 1, 2]);
         for _ in 0..PATIENCE {
@@ -204,7 +214,7 @@ mod tests {
     #[test]
     fn beside_a_lively_one_each_quiet_one_is_looked_at_in_its_turn() {
         const ALL: usize = 256;
-        let mut rota = Rota::new(ALL, SLICE);
+        let mut rota = Rota::new(ALL, SLICE, MOST);
         (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[7])));
         let mut seen = vec![0; ALL];
         let sweeps = ALL / SLICE * (WORK / SWEEP) as usize;
@@ -223,7 +233,7 @@ mod tests {
 
     #[test]
     fn one_alone_has_every_turn_and_is_quiet_when_it_has_had_nothing_for_a_while() {
-        let mut rota = Rota::new(1, SLICE);
+        let mut rota = Rota::new(1, SLICE, MOST);
         (0..PATIENCE).for_each(|_| {
             assert!(!rota.is_quiet());
             assert_eq!(sweep(&mut rota, &[]), [0]);
@@ -235,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_quiet_one_that_has_something_is_lively_again() {
-        let mut rota = Rota::new(100, SLICE);
+        let mut rota = Rota::new(100, SLICE, MOST);
         (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[7])));
         while !sweep(&mut rota, &[7, 50]).contains(&50) {}
         (0..10).for_each(|_| assert!(sweep(&mut rota, &[7, 50]).contains(&50)));
@@ -243,7 +253,7 @@ mod tests {
 
     #[test]
     fn if_nobody_has_anything_more_are_looked_at_and_all_if_wanted() {
-        let mut rota = Rota::new(100, SLICE);
+        let mut rota = Rota::new(100, SLICE, MOST);
         (0..PATIENCE).for_each(|_| drop(sweep(&mut rota, &[])));
         assert!(rota.is_quiet());
         // Sixteen at a time, each as often as any other.
@@ -253,8 +263,22 @@ mod tests {
     }
 
     #[test]
+    fn of_many_lively_ones_so_many_have_a_turn_and_then_the_next() {
+        let mut rota = Rota::new(25, SLICE, 10);
+        let all: Vec<_> = (0..25).collect();
+        let sweeps: Vec<_> = (0..4).map(|_| sweep(&mut rota, &all)).collect();
+        assert_eq!(sweeps.iter().map(Vec::len).collect::<Vec<_>>(), [10; 4]);
+        assert_eq!(sweeps[..2].concat(), all[..20]);
+        // Nobody is passed over at the end, nor has a turn twice.
+        assert_eq!((sweeps[2][0], sweeps[2][4], sweeps[2][5]), (20, 24, 0));
+        let next = sweeps[3][0];
+        assert!(next == 0 || next == 5, "{next}");
+        assert_eq!(rota.begin(true, 0), 25, "all if wanted");
+    }
+
+    #[test]
     fn whoever_was_denied_is_the_first_next_time() {
-        let mut rota = Rota::new(4, SLICE);
+        let mut rota = Rota::new(4, SLICE, MOST);
         let _ = rota.begin(false, 0);
         (0..4).for_each(|number| rota.note(number, true));
         rota.end(Some(2));

@@ -5,7 +5,6 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::host::{Cause, Failure, HostQueue, Identities, Ticket};
@@ -35,6 +34,8 @@ pub(crate) struct Submission<H> {
     due: bool,
     /// Whether that could not be done by the start of this sweep, or there was no room for somebody in it.
     blocked: bool,
+    /// A visit found too little room, and ended for that.
+    cramped: bool,
     asked: VecDeque<(u64, Ticket)>,
     /// How many of them there may be.
     tickets: usize,
@@ -62,6 +63,7 @@ impl<H: HostQueue> Submission<H> {
             round: 1,
             due: false,
             blocked: false,
+            cramped: false,
             asked,
             tickets: OUTSTANDING,
             over: 0,
@@ -242,20 +244,27 @@ impl<H: HostQueue> Submission<H> {
         self.blocked
     }
 
-    /// The outbox, if more may be taken, and it has room for a batch or can be given some.
+    /// The outbox, if more may be taken, and it has room for a batch; else [`Self::make_room`] may help, once the visit has ended.
     pub fn room(&mut self) -> Option<&mut Outbox> {
-        if self.blocked {
+        if self.blocked || self.cramped {
             return None;
         }
-        if !self.out.has_room() && !self.gone {
-            // While a guest is served, who is not to blame for a panic.
-            let Self { out, host, .. } = self;
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| out.flush(host))) {
-                self.give_up(&*panic);
-            }
+        self.cramped = !self.out.has_room();
+        (!self.cramped).then_some(&mut self.out)
+    }
+
+    /// Hands the outbox over if a visit has found too little room in it. Says whether there is some now.
+    pub fn make_room(&mut self) -> bool {
+        if !std::mem::take(&mut self.cramped) {
+            return false;
+        }
+        if self.gone {
+            self.out.clear();
+        } else {
+            self.out.flush(&mut self.host);
         }
         // Nobody overtakes whoever found no room.
         self.blocked = !self.out.has_room();
-        (!self.blocked).then_some(&mut self.out)
+        !self.blocked
     }
 }

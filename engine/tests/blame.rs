@@ -22,7 +22,7 @@ impl Pair {
         for (vmid, ring) in (1..).zip(rings) {
             let (mut guest, smmu) = Guest::new(Rig::ats_setup(vmid));
             let mut worker = Worker::new(ring);
-            worker.attach(smmu);
+            worker.attach(smmu).unwrap();
             guest.start(8);
             guest.write(CR0, CMDQEN | SMMUEN);
             worker.poll();
@@ -149,7 +149,7 @@ fn an_illegal_command_of_one_guest_does_not_hide_the_time_out_of_another_in_the_
     let mut guests = Vec::new();
     for vmid in 1..=2 {
         let (mut guest, smmu) = Guest::new(Rig::ats_setup(vmid));
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         guest.start(8);
         guest.write(CR0, CMDQEN | SMMUEN);
         guests.push(guest);

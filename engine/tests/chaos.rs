@@ -44,7 +44,7 @@ fn strict() -> (Guest, Worker<Strict>) {
     let setup = Setup::with(|f| (f.ats, f.ssid_bits) = (true, 4));
     let (guest, smmu) = Guest::new(Setup { vmid: VMID, host_stream: HOST_STREAM, ..setup });
     let mut worker = Worker::new(Strict { received: 0 });
-    worker.attach(smmu);
+    worker.attach(smmu).unwrap();
     (guest, worker)
 }
 

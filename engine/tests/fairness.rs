@@ -40,7 +40,7 @@ impl Flood {
         for (vmid, (share, _)) in (1..).zip(guests) {
             let setup = Rig::ats_setup(vmid);
             let (mut guest, smmu) = Guest::new(setup);
-            rig.worker.attach_sharing(smmu, None, *share);
+            rig.worker.attach_sharing(smmu, None, *share).unwrap();
             guest.write(reg::CR0, SMMUEN);
             guest.start(log2);
             rig.poll_times(2);

@@ -138,7 +138,7 @@ fn rig_with_a_busy_vmm() -> (Rig, Arc<[Barrier; 2]>) {
     guest.write(CR0, SMMUEN);
     guest.start(4);
     let mut rig = Rig::new(0, 4, Script::default());
-    rig.worker.attach(smmu);
+    rig.worker.attach(smmu).unwrap();
     rig.guests.push(guest);
     rig.add(Rig::ats_setup(2), 4);
     (rig, busy)

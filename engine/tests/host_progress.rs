@@ -21,7 +21,7 @@ const FLOOD: usize = 2000;
 fn flooded<H: HostQueue>(host: H) -> (Guest, Worker<H>) {
     let mut worker = Worker::new(host);
     let (mut guest, smmu) = Guest::new(Setup::default());
-    worker.attach(smmu);
+    worker.attach(smmu).unwrap();
     guest.start(12);
     worker.poll();
     guest.send(&iter::repeat_n(nh_asid(1), FLOOD).collect::<Vec<_>>());
@@ -150,7 +150,7 @@ fn a_host_queue_that_wakes_its_worker_is_told_to_stand_still_by_a_worker_that_sl
     let (mut guest, smmu) = Guest::new(Setup::default());
     // A doorbell that nobody rings: the worker has no timer of its own.
     smmu.set_doorbell(Doorbell::Eventfds(vec![EventFd::new(0).unwrap()]));
-    worker.attach(smmu);
+    worker.attach(smmu).unwrap();
     guest.start(4);
     worker.poll();
     let events = worker.events();

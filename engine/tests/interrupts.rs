@@ -73,8 +73,10 @@ fn enabling_the_interrupt_does_not_tell_of_errors_of_before() {
 fn the_gerror_wire_pulses_once_for_each_activation_and_gerror_is_visible() {
     let (mut machine, recorder) = with_gerror_msi(0);
     machine.run(&[sync_msi(HOLE, 9), sync_msi(HOLE, 9), illegal()]);
-    let first = [Event::Msi(HOLE, 9, 0), Event::Gerror(0x10), Event::CmdSync(1)];
-    let second = [Event::Msi(HOLE, 9, 0x10), Event::CmdSync(2), Event::Gerror(0x11)];
+    // Wires are pulsed after the visit: by then the illegal command behind the second CMD_SYNC has stopped the queue.
+    let first = [Event::Msi(HOLE, 9, 0), Event::CmdSync(1), Event::Gerror(0x10)];
+    let stopped_at_2 = CERROR_ILL << 24 | 2;
+    let second = [Event::Msi(HOLE, 9, 0x11), Event::CmdSync(stopped_at_2), Event::Gerror(0x11)];
     assert_eq!(recorder.take(), [first, second].concat());
     machine.guest.write(GERRORN, 0x10);
     machine.settle();

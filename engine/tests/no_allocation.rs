@@ -56,7 +56,7 @@ impl Lean {
         let (ring, host) = NativeRing::with_consumer(8).unwrap();
         let mut worker = Worker::new(ring);
         let (mut guest, smmu) = Guest::new(Setup::default());
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         guest.start(8);
         worker.poll();
         Self { guest, worker, host }

@@ -49,7 +49,7 @@ fn a_worker_on_a_thread_of_its_own_serves_a_guest_until_it_is_stopped() {
     let (ring, mut host) = NativeRing::with_consumer(6).unwrap();
     let (mut guest, smmu) = Guest::new(Setup::default());
     let mut worker = Worker::new(ring);
-    worker.attach(smmu);
+    worker.attach(smmu).unwrap();
     guest.start(4);
     let stop = AtomicBool::new(false);
     let pages = thread::scope(|scope| {

@@ -213,7 +213,7 @@ impl Rig {
         let host = Host::default();
         let mut worker = Worker::new(host.clone());
         let guests = [0, 1].map(Guest::new);
-        guests.iter().for_each(|guest| worker.attach(guest.smmu.clone()));
+        guests.iter().for_each(|guest| worker.attach(guest.smmu.clone()).unwrap());
         Self { guests, host, worker, saved: Vec::new() }
     }
 

@@ -62,7 +62,7 @@ fn open(guests: usize, queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer)> 
     let (mut machines, mut ecmdqs) = (Vec::new(), Vec::new());
     for number in 0..guests {
         let machine = Machine::new(number as u16, features().with_ecmdqs(0, log2), &STREAMS)?;
-        worker.attach(machine.smmu.clone());
+        worker.attach(machine.smmu.clone()).map_err(io::Error::other)?;
         machine.registers.write(CR0, CR0_SMMUEN);
         for queue in 0..queues {
             ecmdqs.push(ecmdq(&machine, queue, log2, &mut worker)?);

@@ -77,7 +77,7 @@ impl Transport for Trap {
         for number in 0..queues {
             // With an ECMDQ, so that pages 0 and 1 trap.
             let machine = Machine::new(number as u16, features().with_ecmdqs(0, 0), &STREAMS)?;
-            worker.attach(machine.smmu.clone());
+            worker.attach(machine.smmu.clone()).map_err(io::Error::other)?;
             let base = Machine::RAM_BASE.0 | u64::from(QUEUE_LOG2);
             machine.smmu.mmio_write(CMDQ_BASE as u64, &base.to_le_bytes());
             machine.registers.write(CR0, CR0_CMDQEN | CR0_SMMUEN);

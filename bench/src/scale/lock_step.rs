@@ -85,7 +85,7 @@ impl LockStep {
                 let producer = enable(&machine, queue as u32, size).ok_or_else(invalid)?;
                 vcpus.push(Vcpu { producer, group: guest + queue });
             }
-            worker.attach(machine.smmu);
+            worker.attach(machine.smmu).map_err(io::Error::other)?;
         }
         let groups = groups.iter().map(|n| group(*n)).collect();
         let (time, before) = (Duration::ZERO, Tally::default());

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use vm_memory::GuestAddress;
 
+use super::calls::Call;
 use super::slot::Control;
 use super::state::State;
 use crate::queue::CommandError;
@@ -104,7 +105,8 @@ impl State {
 
     fn ask(&mut self, request: Request, token: usize) {
         self.counters.requests.add(1);
-        (self.on_request)(request, self.tokens.issue(token));
+        let token = self.tokens.issue(token);
+        self.call(Call::Request(request, token));
     }
 
     /// A register write cannot fail, and its handshake must end: that the VMM cannot follow it is a service failure.
@@ -159,12 +161,12 @@ impl State {
                 if traps {
                     self.slots[number].publish();
                 }
-                self.interrupts.cmd_sync();
+                self.call(Call::CmdSync);
             }
             signal => {
                 slot.pass();
                 if let Signal::Irq { .. } = signal {
-                    self.interrupts.cmd_sync();
+                    self.call(Call::CmdSync);
                 }
             }
         }
@@ -173,7 +175,15 @@ impl State {
     /// Sends an MSI, to guest memory or by the VMM. `abort` is the error of there being nothing at the address.
     fn send_msi(&mut self, address: GuestAddress, data: u32, abort: u32) {
         let address = GuestAddress(address.0 & self.features.address_mask());
-        if self.ram.store_u32(address, data) || self.interrupts.msi(address, data) {
+        if self.ram.store_u32(address, data) {
+            self.msi_sent(true, abort);
+        } else {
+            self.call(Call::Msi { address, data, abort });
+        }
+    }
+
+    pub(super) fn msi_sent(&mut self, sent: bool, abort: u32) {
+        if sent {
             self.counters.msis.add(1);
         } else {
             self.counters.msi_aborts.add(1);
@@ -199,6 +209,6 @@ impl State {
             let data = self.pages.frame.load_u32(GERROR_IRQ_CFG1, Relaxed);
             self.send_msi(GuestAddress(address), data, GERROR_MSI_GERROR_ABT_ERR);
         }
-        self.interrupts.gerror();
+        self.call(Call::Gerror);
     }
 }

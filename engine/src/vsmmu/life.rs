@@ -8,6 +8,7 @@ use crate::command::Opcode;
 use crate::host::HostQueue;
 use crate::identity::HostStreamId;
 use crate::outbox::FEW;
+use crate::queue::has_atc_inv;
 use crate::submission::Submission;
 
 /// The virtual SMMU must be paused for this.
@@ -18,6 +19,9 @@ pub struct NotPaused;
 impl VirtualSmmu {
     /// Stops serving the guest: when it returns, no command is being taken and none completes until [`Self::resume`]. What
     /// has been taken goes on to the host.
+    ///
+    /// Like every method of a virtual SMMU it may be called by any thread, under any lock, and from callbacks; it waits for the rest
+    /// of one visit of the worker to the guest at the most.
     pub fn pause(&self) {
         self.0.control(|state| state.paused = true);
     }
@@ -57,6 +61,7 @@ impl State {
     /// Invalidates all that the guest may have cached on the host: its TLB entries, and the CDs and ATC entries of
     /// its streams. A part in each sweep; says whether there was room for it.
     pub(super) fn invalidate<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
+        let round = to.round();
         let (Some(first), Some(out)) = (self.invalidating, to.room()) else { return false };
         let end = self.streams.slots().min(first + FEW / 2 - 1);
         let streams = (first..end).filter_map(|slot| self.streams.at(slot));
@@ -69,6 +74,10 @@ impl State {
         for (command, room) in everything.into_iter().chain(of_streams).flatten().zip(out.buffers().1) {
             *room = command;
             n += 1;
+        }
+        if has_atc_inv(&out.buffers().1[..n]) {
+            let queues = self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut());
+            queues.for_each(|queue| queue.add_atc_invs(round));
         }
         out.keep(n);
         self.counters.forwarded.add(n);

@@ -4,6 +4,7 @@
 //! may hand over trapped accesses, pause, save, or reset it meanwhile. A trapped access takes no lock that the worker
 //! takes: registers are memory in every [`FrontEnd`], which the guest or the trap writes and the worker looks at.
 
+mod calls;
 mod doorbell;
 mod follow;
 mod inspect;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
+use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::features::{Features, FeaturesError};
@@ -32,8 +33,10 @@ use crate::memory::GuestRam;
 use crate::rules::{BeyondHost, Quirk, Rejected};
 use crate::stats::{Counters, Stats};
 use crate::worker::Teller;
+use calls::Callbacks;
 use doorbell::Writing;
 use pages::Pages;
+pub(crate) use serve::Served;
 pub(crate) use state::State;
 
 pub(crate) use doorbell::{Bell, Watch};
@@ -103,8 +106,11 @@ struct Shared {
     bell: Arc<Bell>,
     /// It has a worker.
     seated: AtomicBool,
-    /// Workers only ever try to lock it: while somebody else has it, or wants it, they leave the guest out.
-    state: Arc<Mutex<State>>,
+    /// Workers only ever try to lock it: while somebody else has it, or wants it, they leave the guest out. While it is locked
+    /// no code of the VMM runs but its [`GuestRam`], and no host queue is called.
+    state: Mutex<State>,
+    /// The VMM's code that a worker calls.
+    callbacks: Mutex<Callbacks>,
     /// How many threads of the VMM wait for `state`.
     wanted: AtomicUsize,
     counters: Arc<Counters>,
@@ -129,16 +135,17 @@ impl VirtualSmmu {
     /// [`ConfigError`] for a configuration that cannot be.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         let vmid = config.vmid;
-        let state = State::new(config)?;
+        let (state, callbacks) = State::new(config)?;
         Ok(Self(Arc::new(Shared {
             features: state.features,
             vmid,
             pages: state.pages.clone(),
-            writing: Mutex::new(Writing { doorbell: Doorbell::default(), armed: false }),
+            writing: Mutex::default(),
             bell: state.bell.clone(),
             seated: AtomicBool::new(false),
             counters: state.counters.clone(),
-            state: Arc::new(Mutex::new(state)),
+            state: Mutex::new(state),
+            callbacks: Mutex::new(callbacks),
             wanted: AtomicUsize::new(0),
         })))
     }
@@ -192,6 +199,12 @@ impl VirtualSmmu {
         });
     }
 
+    /// Its worker goes, and takes with it what was on its way to the host.
+    pub(crate) fn abandon(&self) {
+        self.0.control(State::abandon);
+        self.part();
+    }
+
     /// It has no worker any more.
     pub(crate) fn part(&self) {
         self.set_waker(None);
@@ -201,46 +214,27 @@ impl VirtualSmmu {
     }
 
     /// After a panic in [`Self::with_state`]: which queue is not served any more; `None` if nothing is.
-    pub(crate) fn quarantine(&self, held: Option<&mut Option<Held>>) -> Option<usize> {
-        // What panicked has let go of the lock, or left it in `held`.
-        match held {
-            Some(Some(state)) => state.quarantine(),
-            _ => self.0.control(State::quarantine),
-        }
+    pub(crate) fn quarantine(&self) -> Option<usize> {
+        self.0.control(|state| {
+            let queue = state.serving.take();
+            state.quarantine(queue)
+        })
     }
 
-    /// For the worker: `None` if the VMM is busy with the state. A worker that runs on keeps it in `held` until the VMM wants it.
-    pub(crate) fn with_state<T>(
-        &self,
-        held: Option<&mut Option<Held>>,
-        f: impl FnOnce(&mut State) -> T,
-    ) -> Option<T> {
-        // Relaxed: it only tells to let go; the lock orders the rest.
-        let wanted = self.0.wanted.load(Relaxed) != 0;
-        match held {
-            None if wanted => None,
-            None => Some(f(&mut *self.0.state.try_lock()?)),
-            Some(held) => {
-                if wanted {
-                    *held = None;
-                    return None;
-                }
-                if held.is_none() {
-                    *held = self.0.state.try_lock_arc();
-                }
-                Some(f(held.as_mut()?))
-            }
+    /// For the worker: `None` if the VMM is busy with the state.
+    pub(crate) fn with_state<T>(&self, f: impl FnOnce(&mut State) -> T) -> Option<T> {
+        // Relaxed: it only tells to stay away; the lock orders the rest.
+        if self.0.wanted.load(Relaxed) != 0 {
+            return None;
         }
+        Some(f(&mut *self.0.state.try_lock()?))
     }
 }
-
-/// The state of a virtual SMMU that a worker keeps from sweep to sweep.
-pub(crate) type Held = ArcMutexGuard<RawMutex, State>;
 
 impl Shared {
     /// Looks at the state, or changes it, for the VMM. The worker lets go of it within a sweep, and looks at it again afterwards.
     fn control<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
-        // Relaxed: see `serve`.
+        // Relaxed: see `with_state`.
         self.wanted.fetch_add(1, Relaxed);
         let mut state = self.state.lock();
         self.wanted.fetch_sub(1, Relaxed);

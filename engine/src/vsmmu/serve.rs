@@ -1,12 +1,28 @@
 //! A sweep over one virtual SMMU: completes what has come to pass, and takes what there is.
 
+use super::calls::Call;
 use super::state::State;
-use crate::host::{Failure, HostQueue};
+use crate::host::{Cause, Failure, HostQueue};
 use crate::queue::{CommandError, Visit, Waiting};
 use crate::rules::{Applied, End};
 use crate::submission::Submission;
 use crate::token::Outcome;
-use crate::worker::{Allowance, EventKind};
+use crate::worker::{Allowance, EventKind, price};
+
+/// What came of a guest's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// There was nothing to do, and there has not been for a while.
+    Nothing,
+    /// There was nothing to do, but soon there may be.
+    Waiting,
+    /// There was.
+    Something,
+    /// Its VMM is busy with it.
+    Missed,
+    /// All that was taken from it has been synchronised, and it goes.
+    Left,
+}
 
 /// What came of a look at a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,22 +36,33 @@ enum Took {
 }
 
 impl State {
-    /// One sweep: registers, completions, and a batch from the queues whose turn it is, or from all of them, then further ones from
-    /// those that have more, as long as there are credit and room. Says whether there was anything.
+    /// One visit: registers, completions, and a batch from the queues whose turn it is, or from all of them, then further ones from
+    /// those that have more, as long as there are credit and room.
     pub fn serve<H: HostQueue>(
         &mut self,
         to: &mut Submission<H>,
         allowance: &mut Allowance,
         all: bool,
+    ) -> Served {
+        let busy = !self.paused && !self.quarantined && self.serve_queues(to, allowance, all);
+        match () {
+            () if busy => Served::Something,
+            () if self.rota.is_quiet() => Served::Nothing,
+            () => Served::Waiting,
+        }
+    }
+
+    /// Says whether there was anything to do.
+    fn serve_queues<H: HostQueue>(
+        &mut self,
+        to: &mut Submission<H>,
+        allowance: &mut Allowance,
+        all: bool,
     ) -> bool {
-        let failed = to.failed();
-        if let Some((round, failure)) = failed {
-            self.hear(round, failure);
-        }
-        if self.paused || self.quarantined {
-            return false;
-        }
         let mut busy = self.follow_registers();
+        if busy {
+            allowance.spend(price::HANDSHAKE);
+        }
         if self.invalidating.is_some() {
             busy |= self.invalidate(to);
         }
@@ -73,7 +100,7 @@ impl State {
         self.serving = None;
         self.rota.end(denied);
         let waits = self.waiting.any() || self.gbpa_pending.is_some();
-        self.settled = takes && !busy && !waits && denied.is_none();
+        self.settled = takes && !busy && !waits && denied.is_none() && self.calls.is_empty();
         busy
     }
 
@@ -83,11 +110,6 @@ impl State {
             let slot = &self.slots[self.rota.turn(turn)];
             slot.seen == Some(slot.prod())
         })
-    }
-
-    /// Whether it has had nothing to do for a while, and waits for nothing.
-    pub fn is_quiet(&self) -> bool {
-        self.rota.is_quiet()
     }
 
     /// Completes what queues wait for, of which no commands are taken in this sweep.
@@ -105,6 +127,9 @@ impl State {
 
     /// Completes the command that a queue waits for, if that has come to pass.
     pub(super) fn complete<H: HostQueue>(&mut self, number: usize, to: &mut Submission<H>) -> bool {
+        if !self.calls.has_room() {
+            return false;
+        }
         let Some(queue) = &mut self.slots[number].queue else { return false };
         let (signal, round) = match queue.waiting {
             None => return false,
@@ -129,11 +154,13 @@ impl State {
         true
     }
 
-    /// Tells every queue that a synchronisation failed, also while the guest is paused: nobody says so twice.
-    pub(super) fn hear(&mut self, round: u64, Failure { cause, command }: Failure) {
+    /// Tells every queue that a synchronisation failed, once, also while the guest is paused.
+    pub fn on_sync_failed(&mut self, round: u64, Failure { cause, command }: Failure) {
         let ours = command.is_none_or(|command| self.rules.is_ours(&self.streams, command));
         let queues = self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut());
         queues.for_each(|queue| queue.on_sync_failed(round, cause, ours));
+        // A guest that leaves waits for the next one, which says what else there is to be said of what came before.
+        self.leaving = self.leaving.filter(|leaving| *leaving != round || cause == Cause::DeviceGone);
     }
 
     /// Completes the command for the VMM that a queue waits for, if the VMM has acted.
@@ -196,8 +223,16 @@ impl State {
         if slot.quarantined || slot.is_off() {
             return Took::Nothing;
         }
-        let busy = slot.follow(prod, &self.features, &*self.ram);
-        let busy = if busy { Took::Something } else { Took::Nothing };
+        if !allowance.has_some() && slot.asks(prod) || !self.calls.has_room() {
+            allowance.denied = true;
+            denied.get_or_insert(number);
+            return Took::Denied;
+        }
+        let mut busy = Took::Nothing;
+        if slot.follow(prod, &self.features, &*self.ram) {
+            allowance.spend(price::HANDSHAKE);
+            busy = Took::Something;
+        }
         if slot.is_stopped(self.errors.active()) {
             return busy;
         }
@@ -217,18 +252,28 @@ impl State {
             return Took::Denied;
         };
         match queue.visit(prod, allowance.batch(), out, round, &self.rules, &self.streams) {
-            Visit::Idle => return busy,
+            Visit::Idle => {
+                allowance.spend(price::VISIT);
+                return busy;
+            }
             Visit::Inconsistent => {
+                allowance.spend(price::ERROR);
                 self.counters.inconsistent.add(1);
                 self.tell(EventKind::Inconsistent { queue: number });
             }
             Visit::Abort => {
+                allowance.spend(price::ERROR);
                 self.counters.aborts.add(1);
                 self.stop(number, CommandError::Abt);
             }
-            Visit::Taken(applied) => {
+            Visit::Taken(applied, fetched) => {
                 let spent = applied.cost + applied.taken.saturating_sub(applied.host) as u64;
-                allowance.spend(spent);
+                let ended_by = match applied.end {
+                    End::Batch | End::Sync(_) => 0,
+                    End::Request(_) => price::REQUEST,
+                    End::Illegal(_) => price::ERROR,
+                };
+                allowance.spend(spent + ended_by + price::in_vain(fetched - applied.taken));
                 slot.more = spent > 0 && matches!(applied.end, End::Batch) && queue.used(prod) != Some(0);
                 let took = if slot.more { Took::Part } else { Took::Something };
                 if let End::Sync(signal) = applied.end {
@@ -255,9 +300,8 @@ impl State {
                 if let Some(queue) = &mut self.slots[number].queue {
                     queue.waiting = Some(Waiting::Vmm);
                 }
-                (self.on_request)(request, self.tokens.issue(number));
-                // Most are done by now.
-                self.complete_request(number);
+                let token = self.tokens.issue(number);
+                self.call(Call::Request(request, token));
             }
             End::Illegal(rejected) => {
                 self.counters.rejected.add(1);

@@ -99,6 +99,14 @@ impl Slot {
         }
     }
 
+    /// Whether an ECMDQ's PROD asks for something besides commands.
+    pub fn asks(&self, prod: u32) -> bool {
+        match self.control {
+            Control::Cmdq { .. } => false,
+            Control::Ecmdq(mut handshake) => handshake.follow(prod) != Step::Nothing,
+        }
+    }
+
     /// Follows what an ECMDQ's PROD asks for besides commands; says whether there was anything.
     pub fn follow(&mut self, prod: u32, features: &Features, ram: &dyn GuestRam) -> bool {
         let Control::Ecmdq(handshake) = &mut self.control else { return false };

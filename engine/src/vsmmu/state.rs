@@ -9,15 +9,16 @@ use std::sync::Arc;
 use ecmdq_ring::Toggle;
 use ecmdq_ring::handshake::Handshake;
 
+use super::calls::{Call, Callbacks, Calls};
 use super::doorbell::Bell;
 use super::pages::Pages;
+use super::serve::Served;
 use super::slot::{Control, Slot};
 use super::{Config, ConfigError};
 use crate::bits::Bits;
 use crate::features::Features;
-use crate::host::{Cause, HostQueue};
+use crate::host::HostQueue;
 use crate::identity::StreamMap;
-use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
 use crate::queue::{CommandError, CommandQueue, Place};
 use crate::registers::*;
@@ -30,8 +31,14 @@ use crate::worker::{EventKind, Teller};
 
 /// Quiet queues that are looked at now and then, beside those that are not.
 const QUEUES: usize = 16;
+/// Queues that are not quiet and have a turn in a visit, at the most: a look at each costs time, whether it has anything or not.
+const TURNS: usize = 512;
 
-/// Called by the worker with what the guest asks of the VMM. It must not wait.
+/// Called by the worker with what the guest asks of the VMM. It must not wait for the worker.
+///
+/// Nothing is locked while it runs: it may call the virtual SMMU and worker handles, and may take any lock. A request that was on its
+/// way may arrive just after [`VirtualSmmu::pause`](super::VirtualSmmu::pause) or [`reset`](super::VirtualSmmu::reset) has returned; after a reset its token
+/// has no effect.
 pub type OnRequest = Box<dyn FnMut(Request, Token) + Send>;
 
 pub(crate) struct State {
@@ -39,8 +46,8 @@ pub(crate) struct State {
     pub ram: Box<dyn GuestRam>,
     pub streams: Arc<StreamMap>,
     pub features: Features,
-    pub interrupts: Box<dyn Interrupts>,
-    pub on_request: OnRequest,
+    /// What the VMM is to be told when the state is no longer locked.
+    pub(super) calls: Calls,
     pub rules: Rules,
     pub counters: Arc<Counters>,
     pub last_rejected: Option<Rejected>,
@@ -77,17 +84,17 @@ pub(crate) struct State {
     /// Where events go, while a worker serves it.
     pub(super) events: Option<Teller>,
     /// The queue that is being served, should that panic.
-    pub(super) serving: Option<usize>,
+    pub serving: Option<usize>,
     /// A panic left the state in doubt: nothing is served any more, until a reset.
     pub(super) quarantined: bool,
     /// It leaves its worker: the round that covers all that was taken.
-    leaving: Option<u64>,
+    pub(super) leaving: Option<u64>,
     /// Where the invalidation of all that the guest may have cached on the host has got to, after a restore.
     pub invalidating: Option<usize>,
 }
 
 impl State {
-    pub fn new(config: Config) -> Result<Self, ConfigError> {
+    pub(super) fn new(config: Config) -> Result<(Self, Callbacks), ConfigError> {
         let Config { features, host_features, quirks, vmid, streams, ram, front_end, interrupts, on_request } =
             config;
         features.check()?;
@@ -116,8 +123,7 @@ impl State {
             ram,
             streams,
             features,
-            interrupts,
-            on_request,
+            calls: Calls::new(),
             rules,
             counters: Arc::default(),
             last_rejected: None,
@@ -129,7 +135,7 @@ impl State {
             irq_ctrl: 0,
             errors: Toggle::default(),
             slots,
-            rota: Rota::new(queues, QUEUES),
+            rota: Rota::new(queues, QUEUES, TURNS),
             waiting: Bits::new(queues),
             settled: false,
             tokens: Tokens::new(queues + 2, bell.clone()),
@@ -142,12 +148,13 @@ impl State {
             invalidating: None,
         };
         state.reset();
-        Ok(state)
+        Ok((state, Callbacks::new(on_request, interrupts)))
     }
 
     /// As after power-on. What was taken before goes on to the host; tokens of before have no effect.
     pub fn reset(&mut self) {
         self.tokens.revoke();
+        self.calls.forget_requests();
         (self.serving, self.quarantined) = (None, false);
         for slot in &mut self.slots {
             (slot.queue, slot.quarantined) = (None, false);
@@ -159,7 +166,9 @@ impl State {
         (self.cr0ack, self.irq_ctrl, self.errors) = (0, 0, Toggle::default());
         (self.smmuen_pending, self.smmuen_untold) = (None, false);
         (self.gbpa_pending, self.gbpa_untold) = (None, false);
-        (self.last_rejected, self.invalidating) = (None, None);
+        self.last_rejected = None;
+        // From the beginning: the guest's streams may be others from now on.
+        self.invalidating = self.invalidating.map(|_| 0);
         self.rules.set_smmu_enabled(false);
         self.pages.reset(&self.features);
     }
@@ -171,40 +180,59 @@ impl State {
         }
     }
 
-    /// After a panic: the queue that was being served is served no more, or nothing is if there was none. Says which.
-    pub fn quarantine(&mut self) -> Option<usize> {
-        let Some(number) = self.serving.take() else {
+    /// After a panic: this queue is served no more, or nothing is if it is none. Returns it.
+    pub fn quarantine(&mut self, queue: Option<usize>) -> Option<usize> {
+        // Whose turn it was is not known any more: everybody has one.
+        self.rota.resize(self.slots.len());
+        for number in 0..self.slots.len() {
+            self.waiting.set(number, self.slots[number].waits());
+        }
+        let Some(number) = queue else {
             self.quarantined = true;
             return None;
         };
         self.slots[number].quarantined = true;
-        // The architecture's way to say that a queue does not go on. It calls the VMM, which may be what panicked.
+        // The architecture's way to say that a queue does not go on. It uses the guest's memory, which may be what panicked.
         let stopped = catch_unwind(AssertUnwindSafe(|| self.stop(number, CommandError::Abt)));
         self.quarantined |= stopped.is_err();
         Some(number)
     }
 
-    /// One sweep of a guest that leaves its worker. Nothing more is taken. Says whether there was anything to do, and whether all that
-    /// was taken has been synchronised, so that another worker may have the guest.
-    pub fn leave<H: HostQueue>(&mut self, to: &mut Submission<H>) -> (bool, bool) {
-        if let Some((round, failure)) = to.failed() {
-            self.hear(round, failure);
-            // Nothing is known of what came before.
-            self.leaving =
-                self.leaving.filter(|leaving| *leaving != round || failure.cause != Cause::Transient);
-        }
+    /// Its worker goes without having synchronised what it took: all that the guest may have cached is invalidated before its next
+    /// CMD_SYNC. A CMD_SYNC that waits for the host is taken again.
+    pub fn abandon(&mut self) {
+        self.leaving = None;
+        self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()).for_each(CommandQueue::abandon);
+        self.invalidating = Some(0);
+    }
+
+    /// Notes a call of the VMM's code.
+    pub(super) fn call(&mut self, call: Call) {
+        self.calls.note(self.serving, call);
+    }
+
+    /// Whether the VMM is to be called.
+    pub fn has_calls(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
+    /// One visit to a guest that leaves its worker: nothing more is taken. It has left when all that was taken has been synchronised, so
+    /// that another worker may have the guest.
+    pub fn leave<H: HostQueue>(&mut self, to: &mut Submission<H>) -> Served {
         let mut busy = self.leaving.is_none();
         let round = *self.leaving.get_or_insert_with(|| to.sync());
         if !self.paused && !self.quarantined {
             for number in 0..self.slots.len() {
+                self.serving = Some(number);
                 busy |= self.complete(number, to);
             }
+            self.serving = None;
         }
         if !to.is_over(round) {
-            return (busy, false);
+            return if busy { Served::Something } else { Served::Waiting };
         }
         self.leaving = None;
         self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()).for_each(CommandQueue::leave);
-        (true, true)
+        Served::Left
     }
 }

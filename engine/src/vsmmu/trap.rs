@@ -45,7 +45,7 @@ impl VirtualSmmu {
     /// show. Any thread may call it.
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
         let Some(access) = self.0.access(offset, data.len()) else { return };
-        let mut writing = self.0.writing.lock();
+        let writing = self.0.writing.lock();
         let value = data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
         let (region, offset) = self.0.memory(access);
         // What is not writable now may be the worker's: then nothing is stored, not even what was there, since the worker may
@@ -64,10 +64,10 @@ impl VirtualSmmu {
                 bits => region.store_u32(offset, old & !bits | value as u32 & bits, Release),
             }
         }
-        if !self.0.traps(access) {
-            writing.disarm();
+        match self.0.traps(access) {
+            true => drop(writing),
+            false => self.0.disarm(writing),
         }
-        drop(writing);
         self.0.bell.ring();
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -11,46 +11,106 @@ use std::thread::{self, JoinHandle};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded};
 use parking_lot::Mutex;
 use rustix::thread::{CpuSet, sched_setaffinity};
+use thiserror::Error;
 
 use super::{Share, Worker};
 use crate::host::HostQueue;
 use crate::sleep::Waker;
 use crate::vsmmu::VirtualSmmu;
 
+/// Why a guest was not attached to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// A virtual SMMU is served by one worker.
+    #[error("the guest has a worker: detach it from that, and wait until it has left")]
+    HasWorker,
+    /// The worker was made without a host queue.
+    #[error("the worker has no host queue: attach the guest with one of its own")]
+    NoHostQueue,
+    /// The handle's worker was dropped.
+    #[error("the worker is no more: attach the guest to another one")]
+    NoWorker,
+}
+
 /// What a worker is to do.
 pub(super) enum Order<H> {
+    /// The guest has been claimed for this worker.
     Attach(VirtualSmmu, Option<H>, Share),
     Detach(VirtualSmmu, Sender<Option<H>>),
-    Stop,
 }
 
 /// Orders that the worker has not seen.
 pub(super) struct Orders<H> {
+    /// Whether there are any.
     any: AtomicBool,
-    waiting: Mutex<Vec<Order<H>>>,
+    /// `None` once the worker is no more.
+    waiting: Mutex<Option<Vec<Order<H>>>>,
+    /// [`Worker::run`] is to return.
+    stop: AtomicBool,
     waker: OnceLock<Waker>,
     /// How often the worker has slept: it writes that.
     sleeps: AtomicU64,
+    /// Whether the worker has a host queue for guests that bring none.
+    has_host: bool,
 }
 
 impl<H> Orders<H> {
-    fn give(&self, order: Order<H>) {
-        self.waiting.lock().push(order);
-        // Release: pairs with the acquire in `take`.
-        self.any.store(true, Release);
-        if let Some(waker) = self.waker.get() {
-            waker.wake();
+    /// `has_host` says whether the worker has a host queue for guests that bring none.
+    pub fn new(has_host: bool) -> Self {
+        Self {
+            any: AtomicBool::new(false),
+            waiting: Mutex::new(Some(Vec::new())),
+            stop: AtomicBool::new(false),
+            waker: OnceLock::new(),
+            sleeps: AtomicU64::new(0),
+            has_host,
         }
+    }
+
+    /// Gives the order back if the worker is no more.
+    fn give(&self, order: Order<H>) -> Result<(), Order<H>> {
+        match &mut *self.waiting.lock() {
+            Some(waiting) => waiting.push(order),
+            None => return Err(order),
+        }
+        // Relaxed: it only tells to look; the lock orders the rest.
+        self.any.store(true, Relaxed);
+        self.wake();
+        Ok(())
     }
 
     /// All of them. While there are none, which is a load, nothing is locked.
     pub fn take(&self) -> Vec<Order<H>> {
-        if !self.any.load(Acquire) {
+        // Relaxed: see `give`.
+        if !self.any.load(Relaxed) {
             return Vec::new();
         }
         let mut waiting = self.waiting.lock();
-        self.any.store(false, Release);
-        mem::take(&mut waiting)
+        self.any.store(false, Relaxed);
+        waiting.as_mut().map(mem::take).unwrap_or_default()
+    }
+
+    /// The worker is no more: its last orders.
+    pub fn close(&self) -> Vec<Order<H>> {
+        self.waiting.lock().take().unwrap_or_default()
+    }
+
+    /// Whether [`Worker::run`] is to return.
+    pub fn is_stopped(&self) -> bool {
+        // Relaxed: it carries nothing but itself. Whoever sleeps looks at it behind the fence of its announcement.
+        self.stop.load(Relaxed)
+    }
+
+    /// [`Worker::run`] returns.
+    pub fn has_stopped(&self) {
+        self.stop.store(false, Relaxed);
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
     }
 
     /// It goes to sleep.
@@ -71,16 +131,13 @@ impl<H> Orders<H> {
     pub fn set_waker(&self, waker: Waker) {
         let _ = self.waker.set(waker);
     }
-}
 
-impl<H> Default for Orders<H> {
-    fn default() -> Self {
-        Self {
-            any: AtomicBool::new(false),
-            waiting: Mutex::default(),
-            waker: OnceLock::new(),
-            sleeps: AtomicU64::new(0),
+    /// Claims a guest for this worker, which serves it with the host queue that it brings, or its own.
+    pub fn claim(&self, guest: &VirtualSmmu, brings_host: bool) -> Result<(), AttachError> {
+        if !brings_host && !self.has_host {
+            return Err(AttachError::NoHostQueue);
         }
+        if guest.take_seat() { Ok(()) } else { Err(AttachError::HasWorker) }
     }
 }
 
@@ -93,20 +150,34 @@ impl<H: HostQueue> WorkerHandle<H> {
     }
 
     /// As [`Worker::attach_sharing`], in the worker's next sweep.
-    pub fn attach(&self, guest: VirtualSmmu, host: Option<H>, share: Share) {
-        self.0.give(Order::Attach(guest, host, share));
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`], at once.
+    pub fn attach(&self, guest: VirtualSmmu, host: Option<H>, share: Share) -> Result<(), AttachError> {
+        self.0.claim(&guest, host.is_some())?;
+        match self.0.give(Order::Attach(guest, host, share)) {
+            Err(Order::Attach(guest, ..)) => {
+                guest.part();
+                Err(AttachError::NoWorker)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// As [`Worker::detach`].
     pub fn detach(&self, guest: &VirtualSmmu) -> Leaving<H> {
         let (told, left) = bounded(1);
-        self.0.give(Order::Detach(guest.clone(), told));
+        // A worker that is no more has left its guests: `told` is dropped.
+        let _ = self.0.give(Order::Detach(guest.clone(), told));
         Leaving(left)
     }
 
-    /// Has [`Worker::run`] return.
+    /// Has [`Worker::run`] return; if it does not run, the next call of it returns at once.
     pub fn stop(&self) {
-        self.0.give(Order::Stop);
+        // Relaxed: see `is_stopped`.
+        self.0.stop.store(true, Relaxed);
+        self.0.wake();
     }
 
     /// How often the worker has gone to sleep.
@@ -116,9 +187,7 @@ impl<H: HostQueue> WorkerHandle<H> {
 
     /// Has the worker look at everything, asleep or not.
     pub fn wake(&self) {
-        if let Some(waker) = self.0.waker.get() {
-            waker.wake();
-        }
+        self.0.wake();
     }
 }
 
@@ -187,8 +256,10 @@ impl<H: HostQueue> Running<H> {
 
 impl<H: HostQueue> Drop for Running<H> {
     fn drop(&mut self) {
-        self.handle.stop();
-        let _ = self.thread.take().map(JoinHandle::join);
+        if let Some(thread) = self.thread.take() {
+            self.handle.stop();
+            let _ = thread.join();
+        }
     }
 }
 

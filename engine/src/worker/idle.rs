@@ -162,7 +162,7 @@ impl<H: HostQueue> Worker<H> {
         self.announce();
         // So that everything is looked at.
         self.busy = false;
-        let nap = if self.sweep(None) || self.missed || self.stopped { None } else { self.nap() };
+        let nap = if self.sweep() || self.missed { None } else { self.nap() };
         if nap.is_none()
             && let Some(sleep) = &mut self.sleep
         {
@@ -215,10 +215,10 @@ impl<H: HostQueue> Worker<H> {
             .sleep
             .as_ref()
             .map_or(Idle { spin: Duration::from_micros(5), ..Idle::default() }, |sleep| sleep.idle);
-        let (mut quiet_since, mut held, mut quiet_sweeps) = (None, Vec::new(), 0_u32);
+        let (mut quiet_since, mut quiet_sweeps) = (None, 0_u32);
         // Relaxed: `stop` carries nothing but itself.
-        while !self.stopped && !stop.load(Relaxed) {
-            let busy = self.sweep(Some(&mut held));
+        while !self.orders.is_stopped() && !stop.load(Relaxed) {
+            let busy = self.sweep();
             if busy {
                 (quiet_since, quiet_sweeps) = (None, 0);
                 continue;
@@ -235,19 +235,17 @@ impl<H: HostQueue> Worker<H> {
             } else if self.sleep.is_none() || quiet - idle.spin < idle.back_off {
                 thread::yield_now();
             } else {
-                // What the VMM wants of a guest must not wait for a worker that sleeps.
-                held.clear();
                 self.sleep(stop);
             }
         }
-        self.stopped = false;
+        self.orders.has_stopped();
     }
 
     fn sleep(&mut self, stop: &AtomicBool) {
         let Some(nap) = self.prepare_to_sleep() else { return };
         let Some(sleep) = &mut self.sleep else { return };
         // Relaxed: looked at once more since the announcement, whose fence orders it.
-        if !stop.load(Relaxed) {
+        if !self.orders.is_stopped() && !stop.load(Relaxed) {
             self.orders.count_sleep();
             if let Err(error) = sleep.sleeper.wait(nap.at_most) {
                 // Once: it polls from then on.

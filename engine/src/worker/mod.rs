@@ -18,17 +18,17 @@ use crossbeam::channel::Receiver;
 use crate::host::HostQueue;
 use crate::rota::Rota;
 use crate::submission::Submission;
-use crate::vsmmu::{Held, VirtualSmmu};
+use crate::vsmmu::{Served, VirtualSmmu};
 use handle::{Order, Orders};
 use idle::Sleep;
-use seat::{Seat, Served};
+use seat::Seat;
 
 pub(crate) use events::Teller;
 pub use events::{Event, EventKind};
-pub use handle::{Leaving, Running, WorkerHandle};
+pub use handle::{AttachError, Leaving, Running, WorkerHandle};
 pub use idle::{Idle, Nap};
 pub(crate) use seat::message;
-pub(crate) use share::{Allowance, MOST};
+pub(crate) use share::{Allowance, MOST, price};
 pub use share::{RateLimit, Share};
 
 /// Quiet guests that are looked at now and then, beside those that are not.
@@ -57,8 +57,6 @@ pub struct Worker<H> {
     work: u64,
     /// A guest was left out in the last sweep, because its VMM was busy with it.
     missed: bool,
-    /// [`Self::run`] is to return.
-    stopped: bool,
     orders: Arc<Orders<H>>,
     sleep: Option<Sleep>,
     teller: Teller,
@@ -95,15 +93,15 @@ impl<H: HostQueue> Worker<H> {
 
     fn with_host(shared: Option<Submission<H>>) -> Self {
         let (teller, events) = events::channel(EVENTS);
+        let orders = Arc::new(Orders::new(shared.is_some()));
         Self {
             shared,
             seats: Vec::new(),
-            rota: Rota::new(0, GUESTS),
+            rota: Rota::new(0, GUESTS, usize::MAX),
             busy: false,
             work: 0,
             missed: false,
-            stopped: false,
-            orders: Arc::default(),
+            orders,
             sleep: None,
             teller,
             events,
@@ -113,35 +111,44 @@ impl<H: HostQueue> Worker<H> {
         }
     }
 
-    /// Adds a guest in front of the worker's host queue. A virtual SMMU is served by one worker: one that has not [left](Self::detach)
-    /// its last is refused, and that is logged.
-    pub fn attach(&mut self, guest: VirtualSmmu) {
-        self.seat(guest, None, Share::default());
+    /// Adds a guest in front of the worker's host queue.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`]; then nothing has changed.
+    pub fn attach(&mut self, guest: VirtualSmmu) -> Result<(), AttachError> {
+        self.attach_sharing(guest, None, Share::default())
     }
 
     /// Adds a guest with a host queue of its own, as one behind iommufd has.
-    pub fn attach_with(&mut self, guest: VirtualSmmu, host: H) {
-        self.seat(guest, Some(host), Share::default());
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::attach`].
+    pub fn attach_with(&mut self, guest: VirtualSmmu, host: H) -> Result<(), AttachError> {
+        self.attach_sharing(guest, Some(host), Share::default())
     }
 
     /// The same with a share that is not the default; without a host queue, in front of the worker's.
-    pub fn attach_sharing(&mut self, guest: VirtualSmmu, host: Option<H>, share: Share) {
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::attach`].
+    pub fn attach_sharing(
+        &mut self,
+        guest: VirtualSmmu,
+        host: Option<H>,
+        share: Share,
+    ) -> Result<(), AttachError> {
+        self.orders.claim(&guest, host.is_some())?;
         self.seat(guest, host, share);
+        Ok(())
     }
 
+    /// Adds a guest that has been claimed.
     fn seat(&mut self, guest: VirtualSmmu, own: Option<H>, share: Share) {
-        if !guest.take_seat() {
-            log::error!(
-                "a guest that has a worker was not attached to another one: detach it, and wait until it has left"
-            );
-            return;
-        }
         let mut seat = Seat::new(guest, own, share);
-        let Some(to) = seat.own.as_mut().or(self.shared.as_mut()) else {
-            log::error!("a guest without a host queue was not attached to a worker that has none");
-            seat.guest.part();
-            return;
-        };
+        let Some(to) = seat.own.as_mut().or(self.shared.as_mut()) else { return };
         seat.guest.join(to.identities(), self.teller.of(seat.guest.vmid()));
         if let Some(sleep) = &mut self.sleep {
             sleep.watch(&mut seat);
@@ -187,23 +194,18 @@ impl<H: HostQueue> Worker<H> {
         }
         // One that found nothing, and has not looked at everybody, says nothing.
         let all = !self.busy;
-        self.sweep(None) || !all && self.sweep(None)
+        self.sweep() || !all && self.sweep()
     }
 
     fn hosts(&self) -> impl Iterator<Item = &Submission<H>> {
         self.shared.iter().chain(self.seats.iter().filter_map(|seat| seat.own.as_ref()))
     }
 
-    /// What is locked stays in `held`, a place for each guest, as long as nobody else wants it: the next sweep need not lock it
-    /// again.
-    fn sweep(&mut self, mut held: Option<&mut Vec<Option<Held>>>) -> bool {
+    fn sweep(&mut self) -> bool {
         self.follow_orders();
         self.sweeps = self.sweeps.wrapping_add(1);
         if self.sweeps.is_multiple_of(STALL_SWEEPS) {
             self.look_for_stalls();
-        }
-        if let Some(held) = &mut held {
-            held.resize_with(self.seats.len(), || None);
         }
         let now = if self.limited > 0 { self.start.elapsed() } else { Duration::ZERO };
         let Self { shared, seats, missed, teller, rota, work, .. } = self;
@@ -220,8 +222,7 @@ impl<H: HostQueue> Worker<H> {
         for turn in 0..turns {
             let number = rota.turn(turn);
             let Some(seat) = seats.get_mut(number) else { continue };
-            let held = held.as_mut().and_then(|held| held.get_mut(number));
-            let served = seat.serve(shared, now, all, held, teller);
+            let served = seat.serve(shared, now, all, teller);
             rota.note(number, served != Served::Nothing);
             *work += seat.allowance.spent();
             if seat.allowance.held_up && seat.own.is_none() {
@@ -240,8 +241,6 @@ impl<H: HostQueue> Worker<H> {
             guarded(host, teller, Submission::hand_over);
         }
         if left {
-            // What is held has other places from now on.
-            held.map(Vec::clear);
             self.part();
         }
         busy
@@ -254,24 +253,26 @@ impl<H: HostQueue> Worker<H> {
                 Order::Detach(guest, told) => {
                     // One that is not here needs not be waited for: `told` is dropped.
                     if let Some(seat) = self.seats.iter_mut().find(|seat| seat.guest.is(&guest)) {
-                        seat.leaving = Some(told);
+                        seat.leaving.push(told);
                     }
                 }
-                Order::Stop => self.stopped = true,
             }
         }
     }
 
     /// Lets go of the guests that have left.
     fn part(&mut self) {
-        for mut seat in self.seats.extract_if(.., |seat| seat.left) {
+        for seat in self.seats.extract_if(.., |seat| seat.left) {
             self.limited -= usize::from(seat.allowance.is_limited());
             if let Some(sleep) = &mut self.sleep {
                 sleep.forget(&seat);
             }
             seat.guest.part();
-            // Whoever waits may have gone.
-            let _ = seat.leaving.take().map(|told| told.send(seat.own.map(Submission::into_host)));
+            let mut own = seat.own.map(Submission::into_host);
+            for told in seat.leaving {
+                // Whoever waits may have gone.
+                let _ = told.send(own.take());
+            }
         }
         self.rota.resize(self.seats.len());
     }
@@ -299,9 +300,15 @@ fn tell<H: HostQueue>(host: &mut Submission<H>, teller: &mut Teller) {
 }
 
 impl<H> Drop for Worker<H> {
+    /// Guests that have not left lose what is on its way to the host; their next worker makes good for that.
     fn drop(&mut self) {
-        for seat in &mut self.seats {
-            seat.guest.part();
+        // Whoever waits for a guest to leave learns it, when the last of this is dropped, after that.
+        let orders = self.orders.close();
+        for order in &orders {
+            if let Order::Attach(guest, ..) = order {
+                guest.part();
+            }
         }
+        self.seats.iter().for_each(|seat| seat.guest.abandon());
     }
 }

@@ -11,7 +11,7 @@ use super::guarded;
 use super::share::{Allowance, Share};
 use crate::host::HostQueue;
 use crate::submission::Submission;
-use crate::vsmmu::{Held, VirtualSmmu};
+use crate::vsmmu::{Served, State, VirtualSmmu};
 
 /// A guest, and what the worker keeps of it.
 #[derive(Debug)]
@@ -22,99 +22,97 @@ pub(super) struct Seat<H> {
     pub allowance: Allowance,
     /// Its doorbells in the sleeper.
     pub keys: Vec<u64>,
-    /// Told when it has left, with its own host queue.
-    pub leaving: Option<Sender<Option<H>>>,
+    /// Told when it has left, the first with its own host queue.
+    pub leaving: Vec<Sender<Option<H>>>,
     pub left: bool,
     /// Its VMM was busy with it in the last sweep: what its own host queue said then it has not been told.
     missed: bool,
 }
 
-/// What came of serving a guest.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Served {
-    /// There was nothing to do, and there has not been for a while.
-    Nothing,
-    /// There was nothing to do, but soon there may be.
-    Waiting,
-    /// There was.
-    Something,
-    /// Its VMM is busy with it.
-    Missed,
-    /// All that was taken from it has been synchronised, and it goes.
-    Left,
-}
-
 impl<H: HostQueue> Seat<H> {
     pub fn new(guest: VirtualSmmu, own: Option<H>, share: Share) -> Self {
         let (own, allowance) = (own.map(Submission::new), Allowance::new(share));
-        Self { guest, own, allowance, keys: Vec::new(), leaving: None, left: false, missed: false }
+        Self { guest, own, allowance, keys: Vec::new(), leaving: Vec::new(), left: false, missed: false }
     }
 
-    /// One visit, to all of its queues or those whose turn it is. With a place for it, the state stays locked for the next one.
+    /// One turn: a visit to all of its queues or those whose turn it is, and further ones while it has credit and the outbox had too little
+    /// room. Host queues and callbacks are called between visits, when nothing of the guest is locked.
     pub fn serve(
         &mut self,
         shared: &mut Option<Submission<H>>,
         now: Duration,
         all: bool,
-        held: Option<&mut Option<Held>>,
         teller: &mut Teller,
     ) -> Served {
         let missed = self.missed;
         if let Some(own) = &mut self.own {
-            guarded(own, teller, |own| own.begin(!missed || own.failed().is_none()));
+            guarded(own, teller, |own| _ = own.begin(!missed || own.failed().is_none()));
         }
-        let mut served = self.serve_guest(shared, now, all, held, teller);
+        let served = self.turn(shared, now, all, teller);
         (self.missed, self.left) = (served == Served::Missed, served == Served::Left);
         if let Some(own) = &mut self.own {
-            guarded(own, teller, Submission::hand_over);
+            guarded(own, teller, |own| own.hand_over());
             if served == Served::Nothing && own.is_outstanding() {
-                served = Served::Waiting;
+                return Served::Waiting;
             }
         }
         served
     }
 
-    fn serve_guest(
+    fn turn(
         &mut self,
         shared: &mut Option<Submission<H>>,
         now: Duration,
         all: bool,
-        mut held: Option<&mut Option<Held>>,
-        teller: &Teller,
+        teller: &mut Teller,
     ) -> Served {
         let Self { guest, own, allowance, leaving, .. } = self;
         let Some(to) = own.as_mut().or(shared.as_mut()) else { return Served::Nothing };
         allowance.begin(now, !to.is_blocked());
-        let leaves = leaving.is_some();
-        // What a panic leaves half done is the queue that was being served, which is not looked at again.
-        let served = catch_unwind(AssertUnwindSafe(|| {
-            guest.with_state(held.as_deref_mut(), |state| {
-                if !leaves {
-                    let busy = state.serve(to, allowance, all);
-                    return match () {
-                        () if busy => Served::Something,
-                        () if state.is_quiet() => Served::Nothing,
-                        () => Served::Waiting,
-                    };
-                }
-                match state.leave(to) {
-                    (_, true) => Served::Left,
-                    (true, false) => Served::Something,
-                    (false, false) => Served::Waiting,
-                }
-            })
-        }));
+        let leaves = !leaving.is_empty();
+        let (mut served, mut again) = visit(guest, teller, |state| {
+            if let Some((round, failure)) = to.failed() {
+                state.on_sync_failed(round, failure);
+            }
+            if leaves { state.leave(to) } else { state.serve(to, allowance, all) }
+        });
+        // Once more for what the VMM has done at once, and as often as the outbox can be emptied.
+        loop {
+            let mut has_room = false;
+            guarded(to, teller, |to| has_room = to.make_room());
+            if leaves || !has_room && !std::mem::take(&mut again) {
+                break;
+            }
+            if has_room {
+                allowance.go_on();
+            }
+            visit(guest, teller, |state| state.serve(to, allowance, all));
+            served = Served::Something;
+        }
+        // What was denied for want of credit gets some in the next sweep; for a limit it takes a while.
         match served {
-            Ok(None) => Served::Missed,
-            // What was denied for want of credit gets some in the next sweep; for a limit it takes a while.
-            Ok(Some(_)) if allowance.denied && allowance.wait().is_zero() => Served::Something,
-            Ok(Some(served)) => served,
-            Err(panic) => {
-                let queue = guest.quarantine(held);
-                let event = EventKind::Quarantined { queue, message: message(&*panic) };
-                teller.of(guest.vmid()).tell(event);
+            Served::Nothing | Served::Waiting if allowance.denied && allowance.wait().is_zero() => {
                 Served::Something
             }
+            served => served,
+        }
+    }
+}
+
+/// One visit: looks at the state while it is locked, and makes the calls of the VMM's code that are noted meanwhile. Also says
+/// whether the guest has asked the VMM for something.
+fn visit(guest: &VirtualSmmu, teller: &Teller, f: impl FnOnce(&mut State) -> Served) -> (Served, bool) {
+    let quarantined = |queue, panic: &(dyn Any + Send)| {
+        teller.of(guest.vmid()).tell(EventKind::Quarantined { queue, message: message(panic) });
+    };
+    // What a panic leaves half done is the queue that was being served, which is not looked at again.
+    let visited = catch_unwind(AssertUnwindSafe(|| guest.with_state(|state| (f(state), state.has_calls()))));
+    match visited {
+        Ok(None) => (Served::Missed, false),
+        Ok(Some((served, calls))) => (served, calls && guest.make_calls(quarantined)),
+        Err(panic) => {
+            quarantined(guest.quarantine(), &*panic);
+            (Served::Something, false)
         }
     }
 }

@@ -16,10 +16,28 @@ pub(crate) const QUANTUM: i64 = 512;
 /// The most that a batch costs: a few of the dearest.
 pub(crate) const MOST: u64 = DEAREST * FEW as u64;
 
+/// What the worker does for a guest besides commands costs units as well, about as much of its time as so many commands take.
+pub(crate) mod price {
+    /// A queue was looked into for nothing.
+    pub const VISIT: u64 = 1;
+    /// A queue was enabled, disabled or resumed, or a register followed.
+    pub const HANDSHAKE: u64 = 16;
+    /// A queue stopped, or its PROD contradicts CONS.
+    pub const ERROR: u64 = 64;
+    /// The VMM is asked for something.
+    pub const REQUEST: u64 = 64;
+
+    /// Entries were fetched and not taken.
+    pub fn in_vain(entries: usize) -> u64 {
+        entries as u64 / 16
+    }
+}
+
 /// A guest's share of its worker.
 ///
 /// The unit of cost is a TLBI of one address. A TLBI_NH_ASID costs 4, a TLBI_NH_ALL (also one that a range became) 16, an ATC_INV 8,
-/// a CFGI_CD 2, a CFGI_CD_ALL 4; commands that go nowhere cost 1.
+/// a CFGI_CD 2, a CFGI_CD_ALL 4; commands that go nowhere cost 1. What takes the worker's time otherwise costs, too: an error and a request to
+/// the VMM 64, enabling or disabling a queue 16, and 16 entries that are fetched in vain 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// How much it gets in each sweep, relative to others. 0 counts as 1.
@@ -132,6 +150,11 @@ impl Allowance {
     pub fn hold_up(&mut self) {
         self.held_up = true;
         self.unfinished |= self.open;
+    }
+
+    /// There is room again: the same turn goes on.
+    pub fn go_on(&mut self) {
+        (self.denied, self.held_up, self.unfinished) = (false, false, false);
     }
 
     /// What was spent in this sweep.

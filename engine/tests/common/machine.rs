@@ -19,7 +19,7 @@ impl Machine {
         let (ring, host) = NativeRing::with_consumer(8).unwrap();
         let mut worker = Worker::new(ring);
         let (guest, smmu) = Guest::new(setup);
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         Self { guest, worker, host, received: Vec::new() }
     }
 
@@ -107,7 +107,7 @@ impl Rig {
     /// Adds a guest with an enabled queue.
     pub fn add(&mut self, setup: Setup, log2: u32) {
         let (mut guest, smmu) = Guest::new(setup);
-        self.worker.attach(smmu);
+        self.worker.attach(smmu).unwrap();
         guest.start(log2);
         self.worker.poll();
         assert!(guest.enabled());

@@ -69,8 +69,8 @@ impl Yard {
         for vmid in 1..=3 {
             let (mut guest, smmu) = Guest::new(setup(vmid));
             match vmid {
-                3 => yard.worker.attach_with(smmu, Faulty::new(Script::at_once())),
-                _ => yard.worker.attach(smmu),
+                3 => yard.worker.attach_with(smmu, Faulty::new(Script::at_once())).unwrap(),
+                _ => yard.worker.attach(smmu).unwrap(),
             }
             guest.start(13);
             yard.guests.push(guest);

@@ -30,7 +30,7 @@ impl Rig {
         let mut worker = Worker::new(model.clone());
         let vms = [0, 1].map(|guest| Vm::new(guest, 2, ALL, features, 4));
         for (guest, vm) in (0..).zip(&vms) {
-            worker.attach(vm.smmu.clone());
+            worker.attach(vm.smmu.clone()).unwrap();
             vm.start();
             model.caches().insert(Self::in_atc(guest));
         }

@@ -105,7 +105,7 @@ impl System {
         for (guest, vm) in vms.iter().enumerate() {
             vm.start();
             let count = workers.len();
-            workers[guest % count].attach(vm.smmu.clone());
+            workers[guest % count].attach(vm.smmu.clone()).unwrap();
         }
         workers.iter_mut().for_each(|worker| assert!(worker.poll()));
         assert!(vms.iter().all(Vm::is_started));

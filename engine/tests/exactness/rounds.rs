@@ -44,10 +44,11 @@ impl Rig {
         let mut worker = Worker::new(model.clone());
         let vms: Vec<_> = (0..guests).map(|guest| Vm::new(guest, guests, shown, features, 4)).collect();
         for vm in &vms {
-            worker.attach(vm.smmu.clone());
+            worker.attach(vm.smmu.clone()).unwrap();
             vm.start();
         }
-        worker.poll();
+        // Enabling many queues takes a guest's share of several sweeps.
+        (0..20).for_each(|_| _ = worker.poll());
         assert!(vms.iter().all(Vm::is_started));
         model.set_pace(Pace::ByHand);
         let waiting = vms.iter().map(|vm| vm.queues.iter().map(|_| None).collect()).collect();

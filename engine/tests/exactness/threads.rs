@@ -82,7 +82,7 @@ fn guests_on_threads_lose_exactly_what_they_name() {
         let mut workers = model.each_ref().map(|queue| Worker::new(queue.clone()));
         let mut vms: Vec<_> = (0..GUESTS).map(|n| Vm::new(n, GUESTS, SHOWN, features, 6)).collect();
         for (number, vm) in vms.iter().enumerate() {
-            workers[number % 2].attach(vm.smmu.clone());
+            workers[number % 2].attach(vm.smmu.clone()).unwrap();
             vm.start();
         }
         for (worker, queue) in workers.iter_mut().zip(&model) {

@@ -23,7 +23,7 @@ impl Machine {
         let mut worker = Worker::new(queue);
         let (mut guest, smmu) =
             Guest::new(Setup::with(|f| (f.ats, f.ssid_bits) = (true, FULL_HOST.ssid_bits as u8)));
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         guest.write(reg::CR0, SMMUEN);
         guest.start(8);
         let mut machine = Self { kernel, guest, worker, executor };

@@ -109,7 +109,7 @@ impl Trapped {
         let ram = Ram::new(space.clone());
         let smmu = trapped(features, &ram, Box::new(ask));
         let mut worker = Worker::new(Script::at_once());
-        worker.attach(smmu.clone());
+        worker.attach(smmu.clone()).unwrap();
         Self { smmu, worker, vmm, ram, space, maps: [without, with] }
     }
 

@@ -87,7 +87,7 @@ fn run(queue: &Queue, guest: impl FnOnce(&Guest<'_>) + Send) {
         let _finished = SetOnDrop(&stop);
         scope.spawn(|| {
             let mut worker = Worker::new(Script::at_once());
-            worker.attach(smmu.clone());
+            worker.attach(smmu.clone()).unwrap();
             worker.run(&stop);
         });
         let handle = Guest { smmu: &smmu, ring: &ring, queue };

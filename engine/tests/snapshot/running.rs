@@ -107,7 +107,7 @@ fn a_guest_that_is_saved_while_it_runs_loses_nothing() {
     let block = vm::map_control_pages(&smmu).part(0x8000, 16).unwrap();
     let (ring, mut host) = NativeRing::with_consumer(6).unwrap();
     let mut worker = Worker::new(ring);
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).unwrap();
     let running = Mutex::new(());
     let (stop, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let (pages, saves) = thread::scope(|scope| {

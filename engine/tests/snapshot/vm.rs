@@ -78,18 +78,25 @@ impl Vm {
         let (smmu, ram) = smmu(features(), asked.clone());
         let host = Script::default();
         let mut worker = Worker::new(host.clone());
-        worker.attach(smmu.clone());
+        worker.attach(smmu.clone()).unwrap();
         let control = map_control_pages(&smmu);
         Self { smmu, worker, host, ram, control, asked }
     }
 
     /// The same SMMU and guest in front of a new host queue, as after a reboot.
     pub fn replaced_host(old: Self) -> Self {
-        let Self { smmu, worker, ram, control, asked, .. } = old;
-        drop(worker);
+        let Self { smmu, mut worker, host: old_host, ram, control, asked } = old;
+        // It leaves with nothing to be made good.
+        let leaving = worker.detach(&smmu);
+        old_host.set_room(usize::MAX);
+        for _ in 0..4 {
+            worker.poll();
+            old_host.finish_all();
+        }
+        assert!(leaving.has_left());
         let host = Script::default();
         let mut worker = Worker::new(host.clone());
-        worker.attach(smmu.clone());
+        worker.attach(smmu.clone()).unwrap();
         Self { smmu, worker, host, ram, control, asked }
     }
 

@@ -5,3 +5,4 @@ mod common;
 mod orders;
 mod sleeping;
 mod support;
+mod transitions;

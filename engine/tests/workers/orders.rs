@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ecmdq_engine::host::{Cause, NativeRing};
-use ecmdq_engine::{Share, SleeperKind, Worker};
+use ecmdq_engine::{AttachError, Share, SleeperKind, Worker};
 
 use crate::common::*;
 use crate::support::*;
@@ -19,8 +19,8 @@ fn guests_move_between_workers_that_run_and_miss_nothing() {
         let handles = running.each_ref().map(|running| running.handle());
         let (mut guest, smmu) = Guest::new(trapped());
         let (mut stays, other) = Guest::new(Setup { vmid: 8, ..trapped() });
-        handles[0].attach(smmu.clone(), None, Share::default());
-        handles[0].attach(other, None, Share::default());
+        handles[0].attach(smmu.clone(), None, Share::default()).unwrap();
+        handles[0].attach(other, None, Share::default()).unwrap();
         enable(&mut guest);
         enable(&mut stays);
         std::thread::scope(|scope| {
@@ -29,7 +29,7 @@ fn guests_move_between_workers_that_run_and_miss_nothing() {
                 for n in 0..MOVES as usize {
                     let [from, to] = [&handles[n % 2], &handles[(n + 1) % 2]];
                     from.detach(smmu).wait();
-                    to.attach(smmu.clone(), None, Share::default());
+                    to.attach(smmu.clone(), None, Share::default()).unwrap();
                 }
             });
             scope.spawn(|| (0..500).for_each(|asid| invalidate(&mut stays, asid)));
@@ -62,7 +62,7 @@ fn a_guest_leaves_when_what_was_taken_has_been_synchronised_and_not_before() {
     // Who goes on with it takes the rest.
     let host = Script::at_once();
     let mut next = Worker::new(host.clone());
-    next.attach(smmu);
+    next.attach(smmu).unwrap();
     (0..4).for_each(|_| _ = next.poll());
     let sent: Vec<_> = host.received().iter().map(|command| command.bits(0, 63, 48)).collect();
     assert_eq!(sent, [3, 4]);
@@ -85,7 +85,7 @@ fn a_paused_guest_leaves_with_its_cmd_sync_which_the_next_worker_completes() {
     assert_eq!(rig.cons(0), 1, "it is paused");
     let host = Script::default();
     let mut next = Worker::new(host.clone());
-    next.attach(smmu.clone());
+    next.attach(smmu.clone()).unwrap();
     smmu.resume();
     (0..4).for_each(|_| _ = next.poll());
     assert_eq!(rig.cons(0), 2);
@@ -117,7 +117,7 @@ fn a_guest_takes_its_own_host_queue_along() {
     let (mut guest, smmu) = Guest::new(trapped());
     let host = AtOnce::default();
     let mut worker = Worker::without_host();
-    worker.attach_with(smmu.clone(), host.clone());
+    worker.attach_with(smmu.clone(), host.clone()).unwrap();
     guest.start(4);
     worker.poll();
     guest.send(&[nh_asid(1), sync()]);
@@ -125,7 +125,7 @@ fn a_guest_takes_its_own_host_queue_along() {
     let leaving = worker.detach(&smmu);
     (0..4).for_each(|_| _ = worker.poll());
     let mut next = Worker::without_host();
-    next.attach_with(smmu, leaving.wait().unwrap());
+    next.attach_with(smmu, leaving.wait().unwrap()).unwrap();
     guest.send(&[nh_asid(2), sync()]);
     (0..4).for_each(|_| _ = next.poll());
     assert_eq!((guest.cons(), host.received()), (4, 2));
@@ -136,9 +136,11 @@ fn a_guest_that_has_a_worker_gets_no_second_one() {
     let (mut guest, smmu) = Guest::new(trapped());
     let hosts = [Script::at_once(), Script::at_once()];
     let [mut first, mut second] = hosts.each_ref().map(|host| Worker::new(host.clone()));
-    first.attach(smmu.clone());
-    first.attach(smmu.clone());
-    second.attach(smmu.clone());
+    first.attach(smmu.clone()).unwrap();
+    assert_eq!(first.attach(smmu.clone()), Err(AttachError::HasWorker));
+    assert_eq!(second.attach(smmu.clone()), Err(AttachError::HasWorker));
+    let by_handle = second.handle().attach(smmu.clone(), None, Share::default());
+    assert_eq!(by_handle, Err(AttachError::HasWorker));
     assert_eq!((first.guests().len(), second.guests().len()), (1, 0));
     guest.start(4);
     first.poll();
@@ -146,7 +148,7 @@ fn a_guest_that_has_a_worker_gets_no_second_one() {
     (0..4).for_each(|_| _ = (first.poll(), second.poll()));
     assert_eq!((guest.cons(), hosts[0].received().len(), hosts[1].received().len()), (2, 1, 0));
     drop(first);
-    second.attach(smmu);
+    second.attach(smmu).unwrap();
     assert_eq!(second.guests().len(), 1);
 }
 
@@ -163,12 +165,12 @@ fn a_guest_that_is_not_there_has_left() {
 fn when_the_worker_is_dropped_its_guests_have_left() {
     let (mut guest, smmu) = Guest::new(trapped());
     let mut worker = Worker::new(AtOnce::default());
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).unwrap();
     let leaving = worker.detach(&smmu);
     drop(worker);
     leaving.wait();
     let mut next = Worker::new(AtOnce::default());
-    next.attach(smmu);
+    next.attach(smmu).unwrap();
     guest.start(4);
     next.poll();
     assert!(guest.enabled());
@@ -180,7 +182,7 @@ fn everything_may_be_dropped_in_any_order() {
         let (ring, host) = NativeRing::with_consumer(6).unwrap();
         let (mut guest, smmu) = Guest::new(trapped());
         let mut worker = Worker::new(ring).with_sleep(sleepy(SleeperKind::Epoll)).unwrap();
-        worker.attach(smmu.clone());
+        worker.attach(smmu.clone()).unwrap();
         let (handle, events) = (worker.handle(), worker.events());
         let running = worker.spawn("worker", None).unwrap();
         enable(&mut guest);
@@ -194,7 +196,7 @@ fn everything_may_be_dropped_in_any_order() {
         // Those that outlive the worker do nothing.
         handle.wake();
         handle.stop();
-        handle.attach(smmu.clone(), None, Share::default());
+        assert_eq!(handle.attach(smmu.clone(), None, Share::default()), Err(AttachError::NoWorker));
         smmu.pause();
         smmu.resume();
         guest.send(&[nh_asid(2)]);
@@ -212,7 +214,7 @@ fn several_engines_share_a_process_and_a_stream_map() {
         .zip(&hosts)
         .map(|(smmu, host)| {
             let mut worker = Worker::new(host.clone());
-            worker.attach(smmu);
+            worker.attach(smmu).unwrap();
             worker.spawn("worker", None).unwrap()
         })
         .collect();

@@ -28,7 +28,7 @@ fn a_trapped_doorbell_wakes() {
         let (mut guest, smmu) = Guest::new(trapped());
         let host = AtOnce::default();
         let mut worker = Worker::new(host.clone()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         let running = worker.spawn("worker", None).unwrap();
         enable(&mut guest);
         for asid in 0..ROUNDS {
@@ -46,7 +46,7 @@ fn an_eventfd_wakes() {
         let eventfds = [(); 2].map(|()| EventFd::new(0).unwrap());
         smmu.set_doorbell(Doorbell::Eventfds(eventfds.iter().map(|e| e.try_clone().unwrap()).collect()));
         let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         let running = worker.spawn("worker", None).unwrap();
         let mut queue = guest.ecmdq(0);
         queue.start(4);
@@ -72,8 +72,8 @@ fn a_guest_whose_eventfd_nobody_can_write_any_more_concerns_no_other() {
         let eventfd = EventFd::new(0).unwrap();
         smmu.set_doorbell(Doorbell::Eventfds(vec![eventfd]));
         let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu.clone());
-        worker.attach(other_smmu);
+        worker.attach(smmu.clone()).unwrap();
+        worker.attach(other_smmu).unwrap();
         let running = worker.spawn("worker", None).unwrap();
         // The VMM's end, and the virtual SMMU's own, are closed while the worker sleeps on it.
         asleep(&running);
@@ -136,7 +136,7 @@ fn a_page_that_traps_once_wakes() {
         let slot = Arc::new(Mutex::new(Slot::default()));
         smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
         let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu.clone());
+        worker.attach(smmu.clone()).unwrap();
         let running = worker.spawn("worker", None).unwrap();
         let mut queue = guest.ecmdq(0);
         queue.describe(RING, 4, 0);
@@ -159,7 +159,7 @@ fn while_there_is_traffic_nothing_exits() {
     let slot = Arc::new(Mutex::new(Slot::default()));
     smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
     let mut worker = Worker::new(AtOnce::default()).with_sleep(Idle::always_spin()).unwrap();
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).unwrap();
     let _running = worker.spawn("worker", None).unwrap();
     let mut queue = guest.ecmdq(0);
     queue.start(4);
@@ -190,7 +190,7 @@ fn without_a_doorbell_and_with_traps_that_are_refused_a_timer_serves() {
             smmu.set_doorbell(doorbell);
             let idle = Idle { look_every: Duration::from_millis(1), ..sleepy(kind) };
             let mut worker = Worker::new(AtOnce::default()).with_sleep(idle).unwrap();
-            worker.attach(smmu);
+            worker.attach(smmu).unwrap();
             let running = worker.spawn("worker", None).unwrap();
             let mut queue = guest.ecmdq(0);
             queue.start(4);
@@ -212,7 +212,7 @@ fn a_token_that_another_thread_completes_wakes() {
         let on_request = Box::new(move |_, token| asked.lock().unwrap().push(token));
         let (mut guest, smmu) = Guest::new(Setup { on_request: Some(on_request), ..trapped() });
         let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         let _running = worker.spawn("worker", None).unwrap();
         enable(&mut guest);
         for _ in 0..50 {
@@ -233,7 +233,7 @@ fn a_guest_that_rang_while_it_was_paused_is_served_when_it_is_resumed() {
     on_each_sleeper(|kind| {
         let (mut guest, smmu) = Guest::new(trapped());
         let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu.clone());
+        worker.attach(smmu.clone()).unwrap();
         let _running = worker.spawn("worker", None).unwrap();
         enable(&mut guest);
         for asid in 0..50 {
@@ -255,7 +255,7 @@ fn many_vcpus_ring_a_worker_that_sleeps_and_none_waits_for_ever() {
         let mut guests = Vec::new();
         for vmid in 1..=4 {
             let (guest, smmu) = Guest::new(Setup { vmid, ..trapped() });
-            worker.attach(smmu);
+            worker.attach(smmu).unwrap();
             guests.push(guest);
         }
         let running = worker.spawn("worker", None).unwrap();
@@ -279,7 +279,7 @@ fn a_host_queue_that_does_not_wake_is_looked_at_by_a_timer() {
     let (mut guest, smmu) = Guest::new(trapped());
     let idle = Idle { look_every: Duration::from_millis(1), ..sleepy(SleeperKind::Epoll) };
     let mut worker = Worker::new(ring).with_sleep(idle).unwrap();
-    worker.attach(smmu);
+    worker.attach(smmu).unwrap();
     let _running = worker.spawn("worker", None).unwrap();
     enable(&mut guest);
     for asid in 0..20 {
@@ -330,7 +330,7 @@ fn what_waits_for_room_at_the_host_is_not_slept_over() {
         let idle = Idle { look_every: Duration::from_millis(1), ..sleepy(kind) };
         let mut worker = Worker::new(host).with_sleep(idle).unwrap();
         let (mut guest, smmu) = Guest::new(trapped());
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         let _running = worker.spawn("worker", None).unwrap();
         enable(&mut guest);
         // No CMD_SYNC: nobody waits for them, and they get there all the same.
@@ -364,7 +364,7 @@ fn a_host_that_stands_still_is_told_of_whether_the_worker_sleeps_or_not() {
         let idle = Idle { stalled: Duration::from_millis(5), ..idle };
         let mut worker = Worker::new(Still::default()).with_sleep(idle).unwrap();
         let (mut guest, smmu) = Guest::new(trapped());
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         let events = worker.events();
         let _running = worker.spawn("worker", None).unwrap();
         enable(&mut guest);
@@ -394,7 +394,7 @@ fn a_worker_and_what_executes_its_commands_wake_each_other() {
         let (queue, mut executor) = iommufd::queue(Executes(executed.clone()), 6).unwrap();
         let (mut guest, smmu) = Guest::new(trapped());
         let mut worker = Worker::new(queue).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu);
+        worker.attach(smmu).unwrap();
         let running = worker.spawn("worker", None).unwrap();
         let (stop, waker) = (AtomicBool::new(false), executor.waker());
         std::thread::scope(|scope| {
@@ -421,7 +421,7 @@ fn is_readable(epoll: &Epoll) -> bool {
 fn an_event_loop_polls_when_the_descriptor_says_so() {
     let (mut guest, smmu) = Guest::new(trapped());
     let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(SleeperKind::Epoll)).unwrap();
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).unwrap();
     let epoll = Epoll::new().unwrap();
     let fd = worker.pollable().unwrap();
     epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0)).unwrap();

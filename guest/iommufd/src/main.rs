@@ -149,8 +149,8 @@ impl Rig {
         let guest1 = Guest::new(memory.clone(), RAM + 0x4_0000, host_features, &[STREAM, UNTOLD])?;
         let guest2 = Guest::new(memory, RAM + 0x5_0000, host_features, &[])?;
         let mut worker = Worker::new(queue1);
-        worker.attach(guest1.smmu.clone());
-        worker.attach_with(guest2.smmu.clone(), queue2);
+        worker.attach(guest1.smmu.clone())?;
+        worker.attach_with(guest2.smmu.clone(), queue2)?;
 
         let mut rig = Self {
             ram,

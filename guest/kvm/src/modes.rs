@@ -62,7 +62,7 @@ pub fn run() -> io::Result<Vec<Row>> {
 
 fn serve(machine: &Machine, idle: Idle) -> io::Result<Running<AtOnce>> {
     let mut worker = Worker::new(AtOnce::default()).with_sleep(idle)?;
-    worker.attach(machine.smmu.clone());
+    worker.attach(machine.smmu.clone()).map_err(io::Error::other)?;
     let running = worker.spawn("worker", None)?;
     machine.enable()?;
     Ok(running)

@@ -212,7 +212,20 @@ impl Model {
         self.requests.len() - 1
     }
 
+    /// What the VMM has been asked by a register it has done, if it has, when the registers are looked at again.
+    fn follow_smmuen(&mut self) {
+        if let Some((request, value)) = self.smmuen
+            && let Some(act) = self.requests[request].1
+        {
+            self.smmuen = None;
+            self.seen.note("smmuen", 0);
+            self.check_followed(act);
+            self.registers.set(CR0ACK, self.get(CR0ACK) & !SMMUEN | value);
+        }
+    }
+
     fn follow_cr0(&mut self) {
+        self.follow_smmuen();
         let (wanted, acked) = (self.get(CR0), self.get(CR0ACK));
         if (wanted ^ acked) & CMDQEN != 0 {
             if wanted & CMDQEN != 0 { self.enable(0) } else { self.disable(0) }
@@ -227,21 +240,9 @@ impl Model {
             };
             self.smmuen = Some((self.ask(what), wanted & SMMUEN));
         }
-        if let Some((request, value)) = self.smmuen
-            && let Some(act) = self.requests[request].1
-        {
-            self.smmuen = None;
-            self.seen.note("smmuen", 0);
-            self.check_followed(act);
-            self.registers.set(CR0ACK, self.get(CR0ACK) & !SMMUEN | value);
-        }
     }
 
     fn follow_gbpa(&mut self) {
-        let gbpa = self.get(GBPA);
-        if self.gbpa.is_none() && gbpa & UPDATE != 0 {
-            self.gbpa = Some((self.ask(What::Bypass(gbpa & !UPDATE)), gbpa & !UPDATE));
-        }
         if let Some((request, value)) = self.gbpa
             && let Some(act) = self.requests[request].1
         {
@@ -249,6 +250,10 @@ impl Model {
             self.seen.note("gbpa", 0);
             self.check_followed(act);
             self.registers.set(GBPA, value);
+        }
+        let gbpa = self.get(GBPA);
+        if self.gbpa.is_none() && gbpa & UPDATE != 0 {
+            self.gbpa = Some((self.ask(What::Bypass(gbpa & !UPDATE)), gbpa & !UPDATE));
         }
     }
 
