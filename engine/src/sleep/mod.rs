@@ -30,9 +30,18 @@ pub enum SleeperKind {
 #[derive(Debug)]
 pub(crate) struct Sleeper {
     backend: Backend,
-    /// What is waited for, by key. Kept, so that a descriptor never becomes another one while it is waited for.
-    eventfds: Vec<(u64, EventFd)>,
+    eventfds: Vec<Watched>,
     next_key: u64,
+}
+
+/// An eventfd that is waited for.
+#[derive(Debug)]
+struct Watched {
+    key: u64,
+    /// Kept, so that the descriptor never becomes another one while it is waited for.
+    eventfd: EventFd,
+    /// io_uring's request that polls it, if there is one.
+    poll: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -69,20 +78,24 @@ impl Sleeper {
     pub fn add(&mut self, eventfd: &EventFd) -> io::Result<u64> {
         let (key, eventfd) = (self.next_key, eventfd.try_clone()?);
         match &mut self.backend {
-            Backend::Uring(uring) => uring.add(key, &eventfd)?,
+            // The next wait has it polled, since only the thread that waits may.
+            Backend::Uring(_) => {}
             Backend::Epoll(epoll) => epoll.add(&eventfd)?,
         }
         self.next_key += 1;
-        self.eventfds.push((key, eventfd));
+        self.eventfds.push(Watched { key, eventfd, poll: None });
         Ok(key)
     }
 
     /// Writes to an eventfd are of no concern any more.
     pub fn remove(&mut self, key: u64) -> io::Result<()> {
-        let Some(at) = self.eventfds.iter().position(|(known, _)| *known == key) else { return Ok(()) };
-        let (_, eventfd) = self.eventfds.swap_remove(at);
+        let Some(at) = self.eventfds.iter().position(|known| known.key == key) else { return Ok(()) };
+        let Watched { eventfd, poll, .. } = self.eventfds.swap_remove(at);
         match &mut self.backend {
-            Backend::Uring(uring) => uring.remove(key),
+            Backend::Uring(uring) => {
+                uring.cancel(poll);
+                Ok(())
+            }
             Backend::Epoll(epoll) => epoll.remove(&eventfd),
         }
     }
@@ -90,7 +103,7 @@ impl Sleeper {
     /// Sleeps until an eventfd has been written since the last sleep, or `timeout` is over; sometimes less.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         match &mut self.backend {
-            Backend::Uring(uring) => uring.wait(timeout, &self.eventfds),
+            Backend::Uring(uring) => uring.wait(timeout, &mut self.eventfds),
             Backend::Epoll(epoll) => epoll.wait(timeout),
         }
     }
@@ -107,6 +120,9 @@ impl Sleeper {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::sync::mpsc;
     use std::time::{Duration, Instant};
 
     use vmm_sys_util::eventfd::EventFd;
@@ -115,6 +131,15 @@ mod tests {
 
     const LONG: Option<Duration> = Some(Duration::from_secs(20));
     const NONE: Option<Duration> = Some(Duration::ZERO);
+
+    /// Ends what waits for it, also when this thread panics.
+    struct SetOnDrop<'a>(&'a AtomicBool);
+
+    impl Drop for SetOnDrop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
 
     /// On each kind that this system has.
     fn each(test: impl Fn(Sleeper)) {
@@ -203,6 +228,89 @@ mod tests {
                 assert!(wakes(&mut sleeper));
             }
             keys.into_iter().for_each(|key| sleeper.remove(key).unwrap());
+        });
+    }
+
+    /// Runs `f` on a thread of its own, which has ended afterwards.
+    fn elsewhere<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+        std::thread::scope(|scope| scope.spawn(f).join().unwrap())
+    }
+
+    #[test]
+    fn a_sleeper_that_moves_to_another_thread_is_woken_there_once_the_first_has_ended() {
+        each(|mut sleeper| {
+            let eventfds = [(); 3].map(|()| EventFd::new(0).unwrap());
+            for eventfd in &eventfds {
+                sleeper.add(eventfd).unwrap();
+            }
+            for _ in 0..5 {
+                elsewhere(|| {
+                    settle(&mut sleeper);
+                    for eventfd in eventfds.iter().cycle().take(9) {
+                        eventfd.write(1).unwrap();
+                        assert!(wakes(&mut sleeper));
+                        settle(&mut sleeper);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_sleeper_that_moves_to_another_thread_is_woken_there_while_the_first_lives_on() {
+        each(|mut sleeper| {
+            let eventfd = EventFd::new(0).unwrap();
+            sleeper.add(&eventfd).unwrap();
+            let (to, from) = mpsc::channel();
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    let (to, over, mut moved) = (to.clone(), &over, sleeper);
+                    scope.spawn(move || {
+                        settle(&mut moved);
+                        to.send(moved).unwrap();
+                        // It lives on, and does not enter the kernel.
+                        while !over.load(Relaxed) {
+                            std::hint::spin_loop();
+                        }
+                    });
+                    sleeper = from.recv().unwrap();
+                }
+                let _over = SetOnDrop(&over);
+                settle(&mut sleeper);
+                for _ in 0..9 {
+                    eventfd.write(1).unwrap();
+                    assert!(wakes(&mut sleeper));
+                    settle(&mut sleeper);
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn an_eventfd_that_a_thread_added_which_has_ended_wakes() {
+        each(|mut sleeper| {
+            let eventfds = [(); 2].map(|()| EventFd::new(0).unwrap());
+            settle(&mut sleeper);
+            // More than a submission queue holds.
+            let more: Vec<_> = (0..100).map(|_| EventFd::new(0).unwrap()).collect();
+            let key = elsewhere(|| {
+                let keys: Vec<_> = more.iter().map(|eventfd| sleeper.add(eventfd).unwrap()).collect();
+                sleeper.add(&eventfds[0]).unwrap();
+                keys.into_iter().for_each(|key| sleeper.remove(key).unwrap());
+                sleeper.add(&eventfds[1]).unwrap()
+            });
+            settle(&mut sleeper);
+            eventfds[0].write(1).unwrap();
+            assert!(wakes(&mut sleeper));
+            elsewhere(|| sleeper.remove(key).unwrap());
+            settle(&mut sleeper);
+            eventfds[1].write(1).unwrap();
+            let (start, timeout) = (Instant::now(), Duration::from_millis(20));
+            sleeper.wait(Some(timeout)).unwrap();
+            assert!(start.elapsed() >= timeout, "woken by an eventfd that was removed");
+            eventfds[0].write(1).unwrap();
+            assert!(wakes(&mut sleeper));
         });
     }
 }

@@ -5,4 +5,5 @@ mod common;
 mod orders;
 mod sleeping;
 mod support;
+mod threads;
 mod transitions;
