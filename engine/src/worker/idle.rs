@@ -1,6 +1,8 @@
 //! What a worker does while there is nothing to do: spin, give the processor away now and then, sleep.
 //!
-//! Going to sleep: arm the doorbell pages that must trap, announce it, look at everything once more, sleep. Whoever has something
+//! Going to sleep: arm the doorbell pages that must trap, announce it, look at everything once more, sleep. Arming costs the
+//! guest an exit, so it follows a sweep that found nothing, and a sleep that is called off (by the look after arming) is not
+//! prepared again before another back-off: at most one arm of a page for each sleep or back-off. Whoever has something
 //! for the worker (a trapped write, a completed token, a call of the VMM, a host queue) makes it visible and looks for the
 //! announcement; see `ecmdq_ring::SleepWord`.
 
@@ -154,10 +156,13 @@ impl<H: HostQueue> Worker<H> {
     }
 
     /// Whether the caller may stop polling until [`Self::pollable`] is readable, or the time of the [`Nap`] is over; `None` if there
-    /// is something to do, or the worker cannot sleep: then it wants to be polled again.
+    /// is something to do, or the last sweep had something to do, or the worker cannot sleep: then it wants to be polled again.
     pub fn prepare_to_sleep(&mut self) -> Option<Nap> {
         self.sleep.as_ref()?;
         self.look_for_stalls();
+        if self.busy || self.missed {
+            return None;
+        }
         self.seats.iter().for_each(|seat| seat.guest.arm());
         self.announce();
         // So that everything is looked at.
@@ -235,15 +240,18 @@ impl<H: HostQueue> Worker<H> {
             } else if self.sleep.is_none() || quiet - idle.spin < idle.back_off {
                 thread::yield_now();
             } else {
-                self.sleep(stop);
+                if !self.sleep(stop) {
+                    (quiet_since, quiet_sweeps) = (None, 0);
+                }
             }
         }
         self.orders.has_stopped();
     }
 
-    fn sleep(&mut self, stop: &AtomicBool) {
-        let Some(nap) = self.prepare_to_sleep() else { return };
-        let Some(sleep) = &mut self.sleep else { return };
+    /// Whether it slept: not if there was something to do after all.
+    fn sleep(&mut self, stop: &AtomicBool) -> bool {
+        let Some(nap) = self.prepare_to_sleep() else { return false };
+        let Some(sleep) = &mut self.sleep else { return false };
         // Relaxed: looked at once more since the announcement, whose fence orders it.
         if !self.orders.is_stopped() && !stop.load(Relaxed) {
             self.orders.count_sleep();
@@ -252,11 +260,12 @@ impl<H: HostQueue> Worker<H> {
                 log::error!("a worker cannot sleep: {error}");
                 sleep.waker.word().awake();
                 self.sleep = None;
-                return;
+                return false;
             }
         }
         sleep.announced = false;
         sleep.waker.word().awake();
+        true
     }
 
     /// Tells of host queues that get nowhere, once in each [`Idle::stalled`].

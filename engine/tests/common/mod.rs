@@ -1,6 +1,7 @@
 //! A strict little guest driver, and hosts that are polled by hand: everything is deterministic.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
+mod busy;
 mod canonical;
 mod cmd;
 mod ecmdq;
@@ -10,7 +11,9 @@ mod recorder;
 mod ring;
 mod script;
 mod vmm;
+mod wait;
 
+pub use busy::BusyVmm;
 pub use canonical::assert_canonical;
 pub use cmd::*;
 pub use ecmdq::*;
@@ -20,6 +23,7 @@ pub use recorder::{Event, MSI_PAGE, Recorder};
 pub use ring::Ring;
 pub use script::Script;
 pub use vmm::{Act, Vmm};
+pub use wait::*;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;

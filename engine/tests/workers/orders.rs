@@ -28,7 +28,8 @@ fn guests_move_between_workers_that_run_and_miss_nothing() {
             scope.spawn(move || {
                 for n in 0..MOVES as usize {
                     let [from, to] = [&handles[n % 2], &handles[(n + 1) % 2]];
-                    from.detach(smmu).wait();
+                    let leaving = from.detach(smmu);
+                    wait_for("the guest has left", || leaving.has_left());
                     to.attach(smmu.clone(), None, Share::default()).unwrap();
                 }
             });
@@ -168,6 +169,7 @@ fn when_the_worker_is_dropped_its_guests_have_left() {
     worker.attach(smmu.clone()).unwrap();
     let leaving = worker.detach(&smmu);
     drop(worker);
+    assert!(leaving.has_left());
     leaving.wait();
     let mut next = Worker::new(AtOnce::default());
     next.attach(smmu).unwrap();

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use ecmdq_engine::host::iommufd::{self, Invalidate};
 use ecmdq_engine::host::{HostQueue, Ticket};
-use ecmdq_engine::{
-    Command, Doorbell, DoorbellTraps, EventKind, Idle, SleeperKind, Token, VirtualSmmu, Waker, Worker,
-};
+use ecmdq_engine::{Command, Doorbell, DoorbellTraps, EventKind, Idle, SleeperKind, Token, Waker, Worker};
 use rustix::io::Errno;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -19,8 +17,6 @@ use crate::common::*;
 use crate::support::*;
 
 const ROUNDS: u64 = 300;
-/// ECMDQ_PROD of the first ECMDQ, from page 0 on.
-const PROD: u64 = 0x2_0008;
 
 #[test]
 fn a_trapped_doorbell_wakes() {
@@ -88,85 +84,6 @@ fn a_guest_whose_eventfd_nobody_can_write_any_more_concerns_no_other() {
         // What the first guest wants is seen when the worker is awake for another reason.
         wait_for("the queue is enabled", || queue.enabled());
     });
-}
-
-/// What KVM does with a read-only slot, in small: stores exit while it is armed. A store and the look whether it exits
-/// are one step.
-#[derive(Default)]
-struct Slot {
-    trapped: bool,
-    arms: u64,
-    exits: u64,
-}
-
-struct Traps(Arc<Mutex<Slot>>);
-
-impl DoorbellTraps for Traps {
-    fn arm(&mut self) -> io::Result<()> {
-        let mut slot = self.0.lock().unwrap();
-        assert!(!slot.trapped, "armed twice");
-        (slot.trapped, slot.arms) = (true, slot.arms + 1);
-        Ok(())
-    }
-
-    fn disarm(&mut self) -> io::Result<()> {
-        let mut slot = self.0.lock().unwrap();
-        assert!(slot.trapped, "disarmed twice");
-        slot.trapped = false;
-        Ok(())
-    }
-}
-
-/// A vCPU's store.
-fn store_to(slot: &Mutex<Slot>, smmu: &VirtualSmmu, queue: &Ecmdq, prod: u32) {
-    {
-        let mut slot = slot.lock().unwrap();
-        if !slot.trapped {
-            return queue.write_prod(prod);
-        }
-        slot.exits += 1;
-    }
-    smmu.mmio_write(PROD, &prod.to_le_bytes());
-}
-
-#[test]
-fn a_page_that_traps_once_wakes() {
-    on_each_sleeper(|kind| {
-        let (guest, smmu) = Guest::new(with_ecmdq());
-        let slot = Arc::new(Mutex::new(Slot::default()));
-        smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
-        let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu.clone()).unwrap();
-        let running = worker.spawn("worker", None).unwrap();
-        let mut queue = guest.ecmdq(0);
-        queue.describe(RING, 4, 0);
-        let mut store: Store<'_> = Box::new(|queue, prod| store_to(&slot, &smmu, queue, prod));
-        store(&queue, EN);
-        wait_for("the queue is enabled", || queue.enabled());
-        for asid in 0..ROUNDS {
-            asleep(&running);
-            invalidate_on(&mut queue, &mut store, asid);
-        }
-        running.stop().unwrap();
-        let slot = slot.lock().unwrap();
-        assert!(slot.exits > 0 && slot.exits <= slot.arms, "{} exits, armed {} times", slot.exits, slot.arms);
-    });
-}
-
-#[test]
-fn while_there_is_traffic_nothing_exits() {
-    let (guest, smmu) = Guest::new(with_ecmdq());
-    let slot = Arc::new(Mutex::new(Slot::default()));
-    smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
-    let mut worker = Worker::new(AtOnce::default()).with_sleep(Idle::always_spin()).unwrap();
-    worker.attach(smmu.clone()).unwrap();
-    let _running = worker.spawn("worker", None).unwrap();
-    let mut queue = guest.ecmdq(0);
-    queue.start(4);
-    wait_for("the queue is enabled", || queue.enabled());
-    let mut store: Store<'_> = Box::new(|queue, prod| store_to(&slot, &smmu, queue, prod));
-    (0..ROUNDS).for_each(|asid| invalidate_on(&mut queue, &mut store, asid));
-    assert_eq!(slot.lock().unwrap().exits, 0);
 }
 
 /// Traps that the system refuses.
@@ -370,7 +287,7 @@ fn a_host_that_stands_still_is_told_of_whether_the_worker_sleeps_or_not() {
         enable(&mut guest);
         guest.send(&[nh_asid(1), sync()]);
         for _ in 0..3 {
-            let event = events.recv_timeout(Duration::from_secs(60)).unwrap();
+            let event = events.recv_timeout(PATIENCE).unwrap();
             assert_eq!(event.guest, None);
             assert!(matches!(event.kind, EventKind::HostStalled(time) if time >= idle.stalled));
         }

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ecmdq_engine::host::{HostQueue, Ticket};
 use ecmdq_engine::{Command, Idle, Running, SleeperKind, Waker, Worker};
@@ -58,15 +57,6 @@ pub fn on_each_sleeper(test: impl Fn(SleeperKind)) {
             Ok(_) => test(kind),
             Err(error) => println!("without {kind:?}: {error}"),
         }
-    }
-}
-
-/// Waits until something holds.
-pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let patience = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < patience, "never: {what}");
-        thread::yield_now();
     }
 }
 
