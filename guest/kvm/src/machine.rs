@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use ecmdq_engine::memory::{self, Ram};
@@ -44,7 +46,6 @@ pub struct Machine {
     pub slot: Option<ControlSlot>,
     vcpu: VcpuFd,
     _ram: Arc<GuestMemoryMmap>,
-    deadline: Instant,
 }
 
 /// The memory slot of the control page.
@@ -52,6 +53,7 @@ pub struct Machine {
 pub struct ControlSlot {
     vm: Arc<VmFd>,
     page: Arc<GuestMemoryMmap>,
+    arms: Arc<AtomicU64>,
 }
 
 /// What came of some invalidations.
@@ -110,7 +112,7 @@ impl Machine {
                 let file = FileOffset::new(File::from(page.fd.try_clone_to_owned()?), page.fd_offset);
                 let range = (GuestAddress(CONTROL), page.size, Some(file));
                 let page = GuestMemoryMmap::from_ranges_with_files([range]).map_err(io::Error::other)?;
-                let slot = ControlSlot { vm: vm.clone(), page: Arc::new(page) };
+                let slot = ControlSlot { vm: vm.clone(), page: Arc::new(page), arms: Arc::default() };
                 slot.map(0)?;
                 Some(slot)
             }
@@ -120,8 +122,7 @@ impl Machine {
         }
         let vcpu = vm.create_vcpu(0)?;
         start(&vcpu, kick)?;
-        let deadline = Instant::now() + Duration::from_secs(60);
-        Ok(Self { smmu, vm, slot, vcpu, _ram: ram, deadline })
+        Ok(Self { smmu, vm, slot, vcpu, _ram: ram })
     }
 
     /// Whether slots can be read-only.
@@ -136,7 +137,6 @@ impl Machine {
         self.smmu.mmio_write(at(ECMDQ_PROD), &(1_u32 << 31).to_le_bytes());
         let mut cons = [0; 4];
         while cons[3] & 0x80 == 0 {
-            self.check_time()?;
             self.smmu.mmio_read(at(ECMDQ_PROD) + 4, &mut cons);
             std::thread::yield_now();
         }
@@ -150,7 +150,6 @@ impl Machine {
         self.vcpu.set_regs(&regs)?;
         let (start, mut exits) = (Instant::now(), 0);
         loop {
-            self.check_time()?;
             let exit = match self.vcpu.run() {
                 Err(error) if io::Error::from(error).kind() == io::ErrorKind::Interrupted => continue,
                 exit => exit?,
@@ -170,10 +169,6 @@ impl Machine {
             }
             exits += 1;
         }
-    }
-
-    fn check_time(&self) -> io::Result<()> {
-        if Instant::now() < self.deadline { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
     }
 }
 
@@ -207,6 +202,11 @@ fn start(vcpu: &VcpuFd, kick: Kick) -> io::Result<()> {
 }
 
 impl ControlSlot {
+    /// How often the page was made to trap.
+    pub fn arms(&self) -> u64 {
+        self.arms.load(Relaxed)
+    }
+
     fn map(&self, flags: u32) -> io::Result<()> {
         let at = GuestAddress(CONTROL);
         let size = self.page.find_region(at).map_or(0, |region| region.len());
@@ -222,6 +222,7 @@ impl ControlSlot {
 
 impl DoorbellTraps for ControlSlot {
     fn arm(&mut self) -> io::Result<()> {
+        self.arms.fetch_add(1, Relaxed);
         self.remap(KVM_MEM_READONLY)
     }
 

@@ -11,6 +11,8 @@ mod code;
 mod machine;
 #[cfg(target_arch = "x86_64")]
 mod modes;
+#[cfg(target_arch = "x86_64")]
+mod watchdog;
 
 #[cfg(not(target_arch = "x86_64"))]
 fn main() -> ExitCode {
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         println!("did not run: KVM makes no machine here: {error}");
         return ExitCode::from(u8::from(required));
     }
+    watchdog::start();
     let rows = match modes::run() {
         Ok(rows) => rows,
         Err(error) => {
