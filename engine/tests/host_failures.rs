@@ -3,17 +3,10 @@
 
 mod common;
 
-use std::sync::atomic::Ordering::Release;
-use std::sync::{Arc, Barrier};
-use std::thread;
-
 use common::reg::CR0;
 use common::*;
 use ecmdq_engine::Command;
 use ecmdq_engine::host::Cause::{AtcTimeout, DeviceGone, Illegal, Transient};
-use ecmdq_engine::memory::GuestRam;
-use ecmdq_ring::SharedRegion;
-use vm_memory::GuestAddress;
 
 /// A word of RAM that is in no queue.
 const WORD: u64 = RAM + 0x804;
@@ -106,34 +99,10 @@ fn a_failure_while_the_guest_is_paused_is_not_forgotten() {
     }
 }
 
-/// Guest memory whose map takes a while to be followed: the VMM is busy with the virtual SMMU between two barriers.
-struct Slow {
-    ram: SharedRegion,
-    busy: Arc<[Barrier; 2]>,
-}
-
-impl GuestRam for Slow {
-    fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
-        self.ram.part(at.0.checked_sub(RAM)? as usize, len)
-    }
-
-    fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
-        self.region(at, 4).map(|word| word.store_u32(0, value.to_le(), Release)).is_some()
-    }
-
-    fn refresh(&mut self) {
-        for barrier in self.busy.iter() {
-            barrier.wait();
-        }
-    }
-}
-
 /// Two guests; the VMM of the first can be busy with it.
-fn rig_with_a_busy_vmm() -> (Rig, Arc<[Barrier; 2]>) {
-    let ram = SharedRegion::from_words(vec![0; RAM_SIZE as usize / 8]);
-    let busy = Arc::new([Barrier::new(2), Barrier::new(2)]);
-    let slow = Slow { ram: ram.clone(), busy: busy.clone() };
-    let (mut guest, smmu) = Guest::new(Setup { ram: Some(Box::new(slow)), ..Rig::ats_setup(1) });
+fn rig_with_a_busy_vmm() -> (Rig, BusyVmm) {
+    let (busy, slow, ram) = BusyVmm::new();
+    let (mut guest, smmu) = Guest::new(Setup { ram: Some(slow), ..Rig::ats_setup(1) });
     guest.ram = ram;
     guest.write(CR0, SMMUEN);
     guest.start(4);
@@ -146,20 +115,17 @@ fn rig_with_a_busy_vmm() -> (Rig, Arc<[Barrier; 2]>) {
 
 #[test]
 fn a_guest_that_is_left_out_of_a_sweep_hears_of_the_failure_and_the_others_hear_once() {
-    let (mut rig, busy) = rig_with_a_busy_vmm();
+    let (mut rig, mut busy) = rig_with_a_busy_vmm();
     rig.guests[0].send(&[atc_inv(STREAM), msi(9)]);
     rig.guests[1].send(&[nh_asid(1), sync()]);
     rig.poll();
-    let smmu = rig.handle(0);
-    let vmm = thread::spawn(move || smmu.memory_changed());
-    busy[0].wait();
+    busy.begin(rig.handle(0));
     rig.host.fail(1, AtcTimeout);
     rig.poll_times(3);
     assert_eq!((rig.cons(1), rig.host.syncs()), (1, 2), "asked for again, once");
     assert_eq!((rig.cons(0), rig.guests[0].active()), (1, 0), "left out");
     rig.host.finish(2);
-    busy[1].wait();
-    vmm.join().unwrap();
+    busy.end();
     rig.poll_times(3);
     assert_eq!((rig.guests[0].error(), rig.cons(0)), (Some(CERROR_ATC_INV_SYNC), 1));
     assert_eq!((rig.cons(1), rig.guests[1].active(), rig.guests[0].u32_at(WORD)), (2, 0, 0));

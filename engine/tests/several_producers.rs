@@ -1,6 +1,9 @@
 //! Several workers' producers on one native ring, on threads: nothing is lost, torn or out of order, and a ticket is
 //! reached only when what it covers has been executed.
 
+#[path = "common/wait.rs"]
+mod wait;
+
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -8,6 +11,7 @@ use std::thread;
 
 use ecmdq_engine::host::{HostQueue, NativeRing};
 use ecmdq_engine::{Command, Opcode};
+use wait::wait_for;
 
 const EACH: u64 = 20_000;
 
@@ -24,9 +28,7 @@ fn produce(ring: &mut NativeRing, producer: u64, executed: &AtomicUsize) -> u64 
         let batch: Vec<_> = (sent..end).map(|i| command(producer, i)).collect();
         sent += ring.submit(&batch) as u64;
         let ticket = ring.sync();
-        while ring.completed() < ticket {
-            thread::yield_now();
-        }
+        wait_for("a ticket is reached", || ring.completed() >= ticket);
         assert_eq!(ring.failure(ticket), None);
         // Acquire: pairs with the host's release.
         assert!(executed.load(Acquire) as u64 >= sent, "reached before it was executed");
@@ -50,7 +52,7 @@ fn producers_on_threads_share_a_small_ring() {
             .collect();
         let host = scope.spawn(|| {
             let mut next = vec![0; PRODUCERS as usize];
-            while next.iter().any(|next| *next < EACH) {
+            while senders.iter().any(|sender| !sender.is_finished()) {
                 let n = smmu.poll(|commands| {
                     for got in commands.iter().filter(|command| command.opcode() != Opcode::CMD_SYNC) {
                         let producer = got.0[0] >> 32;
@@ -65,11 +67,7 @@ fn producers_on_threads_share_a_small_ring() {
                     thread::yield_now();
                 }
             }
-            // The last CMD_SYNCs.
-            while senders.iter().any(|sender| !sender.is_finished()) {
-                smmu.poll(|_| ());
-                thread::yield_now();
-            }
+            assert!(next.iter().all(|next| *next == EACH), "{next:?}");
             senders.into_iter().map(|sender| sender.join().unwrap()).sum::<u64>()
         });
         println!("{} CMD_SYNCs were shared", host.join().unwrap());

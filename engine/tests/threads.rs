@@ -5,7 +5,6 @@ mod common;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use common::*;
 use ecmdq_engine::Worker;
@@ -17,11 +16,7 @@ fn drive(guest: &mut Guest, n: u64) {
     for group in 0..n {
         let at = guest.slot(guest.prod() + 2);
         guest.send(&[nh_page(2 * group), nh_page(2 * group + 1), sync_msi(at, 0)]);
-        let patience = Instant::now() + Duration::from_secs(20);
-        while guest.u32_at(at) != 0 {
-            assert!(Instant::now() < patience, "no MSI: {:?}", guest.stats.read());
-            thread::yield_now();
-        }
+        wait_for("the MSI is there", || guest.u32_at(at) == 0);
         assert_eq!(guest.cons(), guest.prod(), "CONS has passed the CMD_SYNC when its MSI is seen");
     }
 }

@@ -129,7 +129,7 @@ mod tests {
 
     use super::{Sleeper, SleeperKind};
 
-    const LONG: Option<Duration> = Some(Duration::from_secs(20));
+    const LONG: Option<Duration> = Some(Duration::from_secs(600));
     const NONE: Option<Duration> = Some(Duration::ZERO);
 
     /// Ends what waits for it, also when this thread panics.

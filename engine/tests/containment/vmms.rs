@@ -1,15 +1,12 @@
 //! VMMs that do not do their part: callbacks that panic, tokens that never come back, a virtual SMMU that is busy for long.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::{Relaxed, Release};
-use std::sync::{Arc, Barrier};
-use std::thread;
+use std::sync::atomic::Ordering::Relaxed;
 
-use ecmdq_engine::memory::GuestRam;
 use ecmdq_engine::rules::Request;
 use ecmdq_engine::{CommandError, EventKind, Interrupts, OnRequest};
-use ecmdq_ring::SharedRegion;
 use vm_memory::GuestAddress;
 
 use crate::common::reg::*;
@@ -163,45 +160,18 @@ fn interrupts_that_panic_concern_their_guest_alone() {
     }
 }
 
-/// Memory whose map takes a while to be followed: the VMM is busy with the virtual SMMU between two barriers.
-struct Slow {
-    ram: SharedRegion,
-    busy: Arc<[Barrier; 2]>,
-}
-
-impl GuestRam for Slow {
-    fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
-        self.ram.part(at.0.checked_sub(RAM)? as usize, len)
-    }
-
-    fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
-        self.region(at, 4).map(|word| word.store_u32(0, value.to_le(), Release)).is_some()
-    }
-
-    fn refresh(&mut self) {
-        for barrier in self.busy.iter() {
-            barrier.wait();
-        }
-    }
-}
-
 #[test]
 fn while_a_vmm_is_busy_with_its_virtual_smmu_the_cmd_syncs_of_others_complete() {
-    let busy = Arc::new([Barrier::new(2), Barrier::new(2)]);
-    let ram = SharedRegion::from_words(vec![0; RAM_SIZE as usize / 8]);
-    let slow = Slow { ram: ram.clone(), busy: busy.clone() };
-    let mut rig = rig(Setup { ram: Some(Box::new(slow)), ..setup(1) });
+    let (mut busy, slow, ram) = BusyVmm::new();
+    let mut rig = rig(Setup { ram: Some(slow), ..setup(1) });
     rig.guests[0].ram = ram;
     rig.guests[0].start(4);
-    let smmu = rig.handle(0);
-    let vmm = thread::spawn(move || smmu.memory_changed());
-    busy[0].wait();
+    busy.begin(rig.handle(0));
     rig.guests[0].send(&[nh_asid(1), sync()]);
     // Should they not, the VMM must come to an end all the same: whoever drops the rig waits for it.
     let went_on = catch_unwind(AssertUnwindSafe(|| (0..10).for_each(|_| others_go_on(&mut rig))));
     let cons = rig.cons(0);
-    busy[1].wait();
-    vmm.join().unwrap();
+    busy.end();
     assert!(went_on.is_ok() && cons == 0);
     rig.poll_times(4);
     assert_eq!(rig.cons(0), 2);

@@ -19,3 +19,5 @@ mod rounds;
 mod seed;
 mod threads;
 mod vm;
+#[path = "../common/wait.rs"]
+mod wait;

@@ -3,7 +3,6 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use ecmdq_engine::Worker;
 use ecmdq_engine::host::model::{Entry, ModelSmmu, Pace};
@@ -16,6 +15,7 @@ use crate::entries::{Cached, universe};
 use crate::named::Host;
 use crate::seed;
 use crate::vm::{Shown, Vm, host_features, vmid};
+use crate::wait::wait_for;
 
 const GUESTS: u32 = 4;
 const ROUNDS: usize = 60;
@@ -50,7 +50,6 @@ fn drive(guest: u32, vm: &mut Vm, model: &ModelSmmu, rounds: &[Round]) {
     let universe = universe();
     let on_host = |entry: &Cached| entry.on_host(guest, GUESTS, vmid(guest, GUESTS));
     let on_host: Vec<Entry> = universe.iter().map(on_host).collect();
-    let patience = Instant::now() + Duration::from_secs(300);
     for round in rounds {
         for entry in &on_host {
             model.caches().insert(*entry);
@@ -58,11 +57,10 @@ fn drive(guest: u32, vm: &mut Vm, model: &ModelSmmu, rounds: &[Round]) {
         for (queue, commands) in vm.queues.iter_mut().zip(round) {
             queue.send(commands.iter().chain([&Cmd::Sync]).map(|command| command.encode()));
         }
-        while vm.queues.iter().any(|queue| queue.outstanding() > 0) {
+        wait_for("all CMD_SYNCs are complete", || {
             assert!(vm.queues.iter().all(|queue| queue.error().is_none()));
-            assert!(Instant::now() < patience, "guest {guest}: a CMD_SYNC does not complete");
-            thread::yield_now();
-        }
+            vm.queues.iter().all(|queue| queue.outstanding() == 0)
+        });
         let caches = model.caches();
         for (entry, on_host) in universe.iter().zip(&on_host) {
             let named = round.iter().flatten().find(|command| command.names(*entry, &SHOWN, HOST));

@@ -7,14 +7,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ecmdq_engine::memory::GuestRam;
 use ecmdq_engine::{Features, VirtualSmmu, Worker};
 use ecmdq_ring::SharedRegion;
 use vm_memory::GuestAddress;
 
-use super::common::{Script, SetOnDrop};
+use super::common::{PATIENCE, Script, SetOnDrop};
 use super::{RAM, memory, read, seed, trapped, write, write_u64};
 
 const CR0: usize = 0x20;
@@ -66,7 +66,7 @@ impl Guest<'_> {
 
     /// Waits for what is due. What hangs is let go by a reset, so that a test fails and does not hang itself.
     fn wait(&self, what: &str, due: impl Fn() -> bool) {
-        let patience = Instant::now() + Duration::from_secs(20);
+        let patience = Instant::now() + PATIENCE;
         while !due() {
             if Instant::now() > patience {
                 self.smmu.reset();
@@ -134,7 +134,7 @@ fn cons_and_msi_are_seen_together(queue: &Queue) {
                 }
             });
             let mut next = 0;
-            let patience = Instant::now() + Duration::from_secs(300);
+            let mut patience = Instant::now() + PATIENCE;
             while next < syncs && Instant::now() < patience {
                 // The sender has written it before CONS can pass it; until then it holds the one before.
                 let came = next > 0 && first_word(next) == data(next);
@@ -146,6 +146,8 @@ fn cons_and_msi_are_seen_together(queue: &Queue) {
                 }
                 if passed == 0 {
                     thread::yield_now();
+                } else {
+                    patience = Instant::now() + PATIENCE;
                 }
                 next += passed;
                 seen.store(next, Release);

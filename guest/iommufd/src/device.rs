@@ -117,7 +117,7 @@ impl Device {
         }
         let start = Instant::now();
         while self.access(CONTROL, None) & START != 0 {
-            if start.elapsed() > Duration::from_secs(5) {
+            if start.elapsed() > Duration::from_secs(300) {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -360,7 +360,7 @@ impl Rig {
                 println!("EXPECT smmuv3_cmdq_tlbi_nh_asid asid={asid}");
                 guest.send(&[Command([0x11 | asid << 48, 0])]);
                 let start = Instant::now();
-                while !guest.is_done() && start.elapsed() < Duration::from_secs(10) {
+                while !guest.is_done() && start.elapsed() < Duration::from_secs(300) {
                     thread::yield_now();
                 }
                 guest.is_done()
