@@ -183,6 +183,27 @@ fn what_says_nothing_of_the_hardware_never_counts_as_the_end() {
 }
 
 #[test]
+fn what_there_was_no_memory_for_a_hundred_times_is_executed_once_and_acknowledged() {
+    for fault in [Errno::NOMEM, Errno::INTR, Errno::AGAIN] {
+        // Three tickets, which share a call; and one, which has its own.
+        let mut rig = Rig::new(Generation::Grouped);
+        rig.kernel.fail([fault; 100]);
+        let (tickets, sent) = three_tickets(&mut rig);
+        for call in 1..=100 {
+            assert_eq!((rig.executor.step(), rig.kernel.calls().len()), (0, call), "one call a step");
+        }
+        assert!(rig.queue.completed() < tickets[0] && rig.kernel.executed().is_empty());
+        assert_eq!(fates(&mut rig, tickets), [None; 3], "{fault:?}");
+        assert_eq!(rig.kernel.executed(), sent);
+
+        rig.kernel.fail([fault; 100]);
+        assert_eq!(rig.run(&commands(2)), None, "{fault:?}");
+        assert_eq!(rig.kernel.executed()[sent.len()..], commands(2));
+        assert_eq!(rig.kernel.calls().len(), 101 + 101);
+    }
+}
+
+#[test]
 fn an_smmu_that_is_late_gets_the_commands_again() {
     let mut rig = Rig::new(Generation::Strict);
     rig.kernel.fail([Errno::TIMEDOUT; 3]);

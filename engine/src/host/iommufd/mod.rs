@@ -13,6 +13,7 @@
 //! or not at all; never an empty one; never CMD_SYNC; what the kernel says to have handled is not believed. A call that failed is made
 //! again in halves until the one command is found that the kernel refuses. Invalidations may be repeated.
 
+mod caller;
 #[cfg(feature = "iommufd")]
 mod kernel;
 
@@ -27,18 +28,15 @@ use parking_lot::RwLock;
 use rustix::io::Errno;
 
 use super::{Failure, HostQueue, HostSmmu, Identities, NativeRing, Ticket};
-use crate::command::{Command, Opcode};
-use crate::queue::CommandError;
+use crate::command::Command;
 use crate::sleep::{Sleeper, Waker};
+use caller::Caller;
 
 #[cfg(feature = "iommufd")]
 pub use kernel::{Nesting, VIommu};
 
 /// The most commands of a call: one group of the kernel's.
 pub const GROUP: usize = 63;
-
-/// How often a call is made again when the hardware does not answer, which takes the kernel a second each time.
-const TRIES: u32 = 8;
 
 /// How often an executor that sleeps looks at what nobody rings for.
 const RETRY: Duration = Duration::from_millis(1);
@@ -81,7 +79,7 @@ pub struct IommufdExecutor<I> {
 /// As [`NativeRing::with_consumer`].
 pub fn queue<I: Invalidate>(invalidate: I, log2: u32) -> io::Result<(IommufdQueue, IommufdExecutor<I>)> {
     let (ring, smmu) = NativeRing::with_consumer(log2)?;
-    let caller = Caller { invalidate, late: 0, atc_timeout: false, apart: 0 };
+    let caller = Caller::new(invalidate);
     let (waker, mut sleeper, worker) = (Waker::new()?, Sleeper::new(None)?, Arc::new(RwLock::new(None)));
     sleeper.add(waker.eventfd())?;
     let queue = IommufdQueue { ring, executor: waker.clone(), worker: worker.clone() };
@@ -145,14 +143,21 @@ impl<I: Invalidate> IommufdExecutor<I> {
         let backoff = Backoff::new();
         // Relaxed: `stop` carries nothing but itself.
         while !stop.load(Relaxed) {
-            if self.step() > 0 {
-                backoff.reset();
-            } else if backoff.is_completed() {
-                self.sleep(stop);
-            } else {
-                backoff.snooze();
-            }
+            self.turn(&backoff, stop);
         }
+    }
+
+    /// A step, and a rest if there was nothing to do or to be had. Says whether it slept.
+    fn turn(&mut self, backoff: &Backoff, stop: &AtomicBool) -> bool {
+        if self.step() > 0 {
+            backoff.reset();
+        } else if backoff.is_completed() {
+            self.sleep(stop);
+            return true;
+        } else {
+            backoff.snooze();
+        }
+        false
     }
 
     /// How many commands have been executed, CMD_SYNCs included.
@@ -167,7 +172,8 @@ impl<I: Invalidate> IommufdExecutor<I> {
 
     fn sleep(&mut self, stop: &AtomicBool) {
         self.waker.word().announce();
-        if self.step() == 0 && !stop.load(Relaxed) {
+        // The kernel was asked just now, if it wants to be asked later.
+        if (self.caller.wants_again() || self.step() == 0) && !stop.load(Relaxed) {
             // What the kernel wants to be asked again, or an error that the worker has not acknowledged, rings no more.
             let at_most = (!self.smmu.is_empty()).then_some(RETRY);
             if let Err(error) = self.sleeper.wait(at_most) {
@@ -181,145 +187,42 @@ impl<I: Invalidate> IommufdExecutor<I> {
     }
 }
 
-#[derive(Debug)]
-struct Caller<I> {
-    invalidate: I,
-    /// How often in a row the hardware did not answer in time, with nothing done in between.
-    late: u32,
-    /// An ATC_INV timed out: the next CMD_SYNC fails.
-    atc_timeout: bool,
-    /// How many entries are to be done ticket by ticket, since a call for all of them failed.
-    apart: usize,
-}
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::atomic::AtomicBool;
 
-/// Why not all of a group was executed.
-enum Stop {
-    /// Nothing of it is known to be done: it is tried again later.
-    Later,
-    /// All before this one is done, and the kernel refuses it.
-    Refused(usize),
-    /// The kernel will execute nothing any more.
-    Gone,
-}
+    use crossbeam::utils::Backoff;
+    use rustix::io::Errno;
 
-impl<I: Invalidate> Caller<I> {
-    /// How many entries from the front are done, and what is wrong with the next.
-    fn execute(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
-        if let Some(done) = self.over_tickets(entries) {
-            return (done, None);
-        }
-        let (done, error) = self.up_to_ticket(entries);
-        self.apart = self.apart.saturating_sub(done);
-        (done, error)
-    }
+    use super::{Invalidate, queue};
+    use crate::command::Command;
+    use crate::host::HostQueue;
 
-    /// One call for the commands before several CMD_SYNCs: how many entries that does. None if there are no several, or
-    /// what went wrong must be told to the right one.
-    fn over_tickets(&mut self, entries: &[Command]) -> Option<usize> {
-        let first = entries.iter().position(|entry| is(entry, Opcode::CMD_SYNC))?;
-        let is_last = entries[first..].iter().all(|entry| is(entry, Opcode::CMD_SYNC));
-        if is_last || self.apart > 0 || self.atc_timeout {
-            return None;
-        }
-        let mut group = [Command::default(); GROUP];
-        let mut n = 0;
-        let mut take = |entry: &Command| {
-            if !is(entry, Opcode::CMD_SYNC) {
-                let Some(place) = group.get_mut(n) else { return false };
-                *place = *entry;
-                n += 1;
-            }
-            true
-        };
-        let done = entries.iter().take_while(|entry| take(entry)).count();
-        match self.invalidate.invalidate(&group[..n]) {
-            Ok(()) => {
-                self.late = 0;
-                Some(done)
-            }
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => Some(0),
-            Err(_) => {
-                self.apart = done;
-                None
-            }
+    /// A kernel that has no memory for so many calls, and then has.
+    #[derive(Debug)]
+    struct Poor(Cell<u32>);
+
+    impl Invalidate for Poor {
+        fn invalidate(&self, _: &[Command]) -> Result<(), Errno> {
+            let left = self.0.get();
+            self.0.set(left.saturating_sub(1));
+            if left > 0 { Err(Errno::NOMEM) } else { Ok(()) }
         }
     }
 
-    /// The same for the commands up to the next CMD_SYNC, or for that.
-    fn up_to_ticket(&mut self, entries: &[Command]) -> (usize, Option<CommandError>) {
-        let group = entries.iter().take(GROUP).take_while(|command| !is(command, Opcode::CMD_SYNC)).count();
-        if group == 0 {
-            // A CMD_SYNC: the calls for all before it have returned.
-            return if std::mem::take(&mut self.atc_timeout) {
-                (0, Some(CommandError::AtcInvSync))
-            } else {
-                (1, None)
-            };
+    #[test]
+    fn while_the_kernel_has_no_memory_it_is_asked_once_for_each_sleep() {
+        let (mut queue, mut executor) = queue(Poor(Cell::new(100)), 6).unwrap();
+        assert_eq!(queue.submit(&[Command([0x10, 0]); 3]), 3);
+        let ticket = queue.sync();
+        let (backoff, stop, mut slept) = (Backoff::new(), AtomicBool::new(false), 0);
+        // 4 are the commands and their CMD_SYNC.
+        while executor.total() < 4 {
+            slept += u32::from(executor.turn(&backoff, &stop));
         }
-        let (done, error) = match self.group(&entries[..group]) {
-            Ok(()) => (group, None),
-            Err(Stop::Refused(at)) => (at, Some(CommandError::Ill)),
-            Err(Stop::Later) => return (0, None),
-            Err(Stop::Gone) => return (0, Some(CommandError::Abt)),
-        };
-        // Only here, not after each call: half of a group that is done over and over is no progress.
-        self.late = 0;
-        (done, error)
+        // The back-off is over after some 10 calls.
+        assert!(slept >= 80, "100 calls and {slept} sleeps");
+        assert_eq!((queue.completed(), queue.failure(ticket)), (ticket, None));
     }
-
-    /// Executes a group; on an error in parts.
-    fn group(&mut self, commands: &[Command]) -> Result<(), Stop> {
-        match self.invalidate.invalidate(commands) {
-            Ok(()) => Ok(()),
-            // The kernel looks at commands one by one, and says so when it does not like one.
-            Err(Errno::IO) => self.halves(commands),
-            Err(Errno::TIMEDOUT) if commands.iter().any(|command| is(command, Opcode::ATC_INV)) => {
-                self.without_atc_inv(commands)
-            }
-            Err(Errno::TIMEDOUT) if self.late < TRIES => {
-                self.late += 1;
-                Err(Stop::Later)
-            }
-            // These say nothing of the hardware, and pass.
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => Err(Stop::Later),
-            // The device, the vIOMMU or the descriptor has gone, or never was what it should be; or the SMMU is dead.
-            Err(_) => Err(Stop::Gone),
-        }
-    }
-
-    /// Looks for the one command that the kernel refuses. What is not `Refused` makes the whole group be done again.
-    fn halves(&mut self, commands: &[Command]) -> Result<(), Stop> {
-        if commands.len() == 1 {
-            return Err(Stop::Refused(0));
-        }
-        let (first, second) = commands.split_at(commands.len() / 2);
-        self.group(first)?;
-        self.group(second).map_err(|stop| match stop {
-            Stop::Refused(at) => Stop::Refused(first.len() + at),
-            other => other,
-        })
-    }
-
-    /// Endpoints did not answer, or the SMMU did not, which only a call without ATC_INVs can tell.
-    fn without_atc_inv(&mut self, commands: &[Command]) -> Result<(), Stop> {
-        let mut rest = [Command::default(); GROUP];
-        let mut places = [0; GROUP];
-        let mut n = 0;
-        for (place, command) in commands.iter().enumerate().filter(|(_, c)| !is(c, Opcode::ATC_INV)) {
-            (rest[n], places[n]) = (*command, place);
-            n += 1;
-        }
-        let result = if n == 0 { Ok(()) } else { self.group(&rest[..n]) };
-        let result = result.map_err(|stop| match stop {
-            Stop::Refused(at) => Stop::Refused(places[at]),
-            other => other,
-        });
-        // Otherwise the ATC_INVs are sent once more, with all else.
-        self.atc_timeout |= matches!(result, Ok(()) | Err(Stop::Refused(_)));
-        result
-    }
-}
-
-fn is(command: &Command, opcode: Opcode) -> bool {
-    command.opcode() == opcode
 }
