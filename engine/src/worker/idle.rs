@@ -159,10 +159,10 @@ impl<H: HostQueue> Worker<H> {
     /// is something to do, or the last sweep had something to do, or the worker cannot sleep: then it wants to be polled again.
     pub fn prepare_to_sleep(&mut self) -> Option<Nap> {
         self.sleep.as_ref()?;
-        self.look_for_stalls();
         if self.busy || self.missed {
             return None;
         }
+        self.look_for_stalls();
         self.seats.iter().for_each(|seat| seat.guest.arm());
         self.announce();
         // So that everything is looked at.

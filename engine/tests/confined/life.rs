@@ -210,7 +210,7 @@ fn serves(kind: SleeperKind, filter: BpfProgram) {
     let mut worker = worker(AtOnce::default(), kind);
     let events = worker.events();
     let mut first = Vm::new(1);
-    worker.attach(first.smmu.clone());
+    worker.attach(first.smmu.clone()).unwrap();
     let confined = Confined::run(worker, filter);
     first.start();
     for _ in 0..20 {
@@ -229,7 +229,7 @@ fn serves(kind: SleeperKind, filter: BpfProgram) {
     let others = thread::spawn(|| (GUESTS / 2..GUESTS).map(Vm::new).collect::<Vec<_>>());
     vms.append(&mut others.join().unwrap());
     for vm in &mut vms {
-        confined.handle.attach(vm.smmu.clone(), None, Share::default());
+        confined.handle.attach(vm.smmu.clone(), None, Share::default()).unwrap();
         vm.start();
         vm.invalidate();
     }
@@ -271,7 +271,7 @@ fn made_on_its_thread(filter: BpfProgram) {
         for sleeper in [None, Some(Epoll)] {
             let idle = Idle { sleeper, ..Idle::default() };
             let mut worker = Worker::new(AtOnce::default()).with_sleep(idle).unwrap();
-            worker.attach(smmu.clone());
+            worker.attach(smmu.clone()).unwrap();
             to.send(worker.handle()).unwrap();
             worker.run(&stopped);
         }
@@ -307,7 +307,7 @@ fn executes(filter: BpfProgram) {
     });
     let mut worker = worker(queue, Epoll);
     let mut vm = Vm::new(1);
-    worker.attach(vm.smmu.clone());
+    worker.attach(vm.smmu.clone()).unwrap();
     let worker = Confined::run(worker, filter);
     vm.start();
     for _ in 0..20 {

@@ -64,7 +64,7 @@ fn a_page_that_traps_once_wakes() {
         let slot = Arc::new(Mutex::new(Slot::default()));
         smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
         let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(kind)).unwrap();
-        worker.attach(smmu.clone());
+        worker.attach(smmu.clone()).unwrap();
         let running = worker.spawn("worker", None).unwrap();
         let mut queue = guest.ecmdq(0);
         queue.describe(RING, 4, 0);
@@ -87,7 +87,7 @@ fn while_there_is_traffic_nothing_exits() {
     let slot = Arc::new(Mutex::new(Slot::default()));
     smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
     let mut worker = Worker::new(AtOnce::default()).with_sleep(Idle::always_spin()).unwrap();
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).unwrap();
     let _running = worker.spawn("worker", None).unwrap();
     let mut queue = guest.ecmdq(0);
     queue.start(4);
@@ -103,7 +103,7 @@ fn driven() -> (VirtualSmmu, Ecmdq, Arc<Mutex<Slot>>, Worker<AtOnce>) {
     let slot = Arc::new(Mutex::new(Slot::default()));
     smmu.set_doorbell(Doorbell::Traps(Box::new(Traps(slot.clone()))));
     let mut worker = Worker::new(AtOnce::default()).with_sleep(sleepy(SleeperKind::Epoll)).unwrap();
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).unwrap();
     let mut queue = guest.ecmdq(0);
     queue.start(4);
     while worker.poll() {}
@@ -190,9 +190,9 @@ fn after_a_sleep_that_was_called_off_the_back_off_begins_anew() {
     let millisecond = Duration::from_millis(1);
     let idle = Idle { back_off: millisecond, look_every: millisecond, ..sleepy(SleeperKind::Epoll) };
     let mut worker = Worker::new(EachSweep { sweeps: sweeps.clone(), then }).with_sleep(idle).unwrap();
-    worker.attach(smmu.clone());
+    worker.attach(smmu.clone()).unwrap();
     let (mut waiting, waiting_smmu) = Guest::new(Setup { vmid: 8, ..with_ecmdq() });
-    worker.attach(waiting_smmu);
+    worker.attach(waiting_smmu).unwrap();
     waiting.start(4);
     waiting.send(&[sync()]);
     let handle = worker.handle();

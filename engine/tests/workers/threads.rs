@@ -131,7 +131,7 @@ fn a_worker_that_moves_to_another_thread_is_woken_there() {
         for then in EACH {
             println!("{kind:?}, {then:?}");
             let (mut guest, mut worker) = (Ringing::new(1), worker(kind));
-            worker.attach(guest.smmu.clone());
+            worker.attach(guest.smmu.clone()).unwrap();
             let mut threads = Vec::new();
             for _ in 0..3 {
                 let (back, thread) = run(worker, &mut guest, then);
@@ -152,7 +152,7 @@ fn a_guest_that_another_thread_has_attached_wakes_the_worker() {
             let attached = guest.smmu.clone();
             let mut set_up = Part::new(then, move || {
                 let mut worker = worker(kind);
-                worker.attach(attached);
+                worker.attach(attached).unwrap();
                 worker
             });
             run(set_up.done(), &mut guest, Then::End);
@@ -167,11 +167,11 @@ fn a_guest_that_was_attached_while_the_worker_was_stopped_wakes_it() {
             println!("{kind:?}, {then:?}");
             let mut guests = [(); 2].map(|()| Ringing::new(1));
             let mut first = worker(kind);
-            first.attach(guests[0].smmu.clone());
+            first.attach(guests[0].smmu.clone()).unwrap();
             let (mut worker, _thread) = run(first, &mut guests[0], then);
             let attached = guests[1].smmu.clone();
             let mut set_up = Part::new(then, move || {
-                worker.attach(attached);
+                worker.attach(attached).unwrap();
                 worker
             });
             let (worker, _thread) = run(set_up.done(), &mut guests[1], then);
