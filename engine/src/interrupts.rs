@@ -13,7 +13,7 @@ pub trait Interrupts: Send {
     /// The CMD_SYNC wire: an edge for each CMD_SYNC with CS=SIG_IRQ (facts sheet, section 1.11). Linux does not use it.
     fn cmd_sync(&mut self) {}
 
-    /// An MSI to an address that is not guest RAM; false if there is nothing at that address, which the guest
+    /// An MSI to an address that is not guest RAM, or that is RAM mapped read-only; false if there is nothing at that address, which the guest
     /// learns as an abort.
     fn msi(&mut self, address: GuestAddress, data: u32) -> bool {
         let _ = (address, data);

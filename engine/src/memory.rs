@@ -14,24 +14,56 @@ use std::sync::atomic::Ordering::Release;
 use ecmdq_ring::SharedRegion;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::mm::ProtFlags;
+use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend};
+use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
 /// A guest's memory as the engine needs it. [`Ram`] is the implementation over vm-memory.
+///
+/// Memory is what this process can read and write: anything else, such as flash that is mapped read-only, is not guest
+/// memory here, and the guest sees an abort. The engine accesses it directly, on the worker's thread, and has no way to
+/// recover from a fault. Until the VMM has taken memory out of the map and
+/// [`memory_changed`](crate::VirtualSmmu::memory_changed) has returned, it must not
+///
+/// * unmap it, or take away access to it by `mprotect`, also for a moment;
+/// * shorten the file behind it, or let somebody else do so ([`check_cannot_shrink`]), or leave holes in that file which
+///   its file system or a memory limit may have no room to fill;
+/// * poison it by `madvise` (`MADV_HWPOISON`), or keep it in the map after the hardware has;
+/// * register it with userfaultfd unless each fault is resolved by a thread that waits for no worker. Such a fault delays
+///   all guests of the worker.
+///
+/// A violation ends the process by SIGSEGV or SIGBUS, or blocks the worker. `MADV_DONTNEED`, a balloon and hole punching
+/// are fine: the engine reads zeros, or what the file has.
 pub trait GuestRam: Send + Sync {
-    /// The `len` bytes at `at` if they are guest memory and lie in one piece. Must not allocate.
+    /// The `len` bytes at `at` if they are guest memory, as said above, and lie in one piece. Must not allocate.
     fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion>;
 
     /// Stores a little-endian word with release ordering, and marks it dirty where that is logged; false, and nothing
-    /// stored, if it is not guest memory or `at` is no multiple of 4. Must not allocate.
+    /// stored, if it is not guest memory, as said above, or `at` is no multiple of 4. Must not allocate.
     fn store_u32(&self, at: GuestAddress, value: u32) -> bool;
 
     /// The memory map may have changed: from now on, answers are from the new one.
     fn refresh(&mut self);
 }
 
+/// A region of guest memory that knows how it is mapped, for [`Ram`]. A VMM with a region type of its own implements it.
+pub trait Region: GuestMemoryRegion {
+    /// Whether this process may both read and write the region.
+    fn is_writable(&self) -> bool;
+}
+
+impl<B: Bitmap> Region for GuestRegionMmap<B> {
+    fn is_writable(&self) -> bool {
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        ProtFlags::from_bits_retain(self.prot() as u32).contains(both)
+    }
+}
+
 /// Guest memory of a VMM that uses vm-memory: an `Arc<GuestMemoryMmap>`, a `GuestMemoryAtomic`, or the like.
 ///
-/// It holds on to the map as it was at the last [`refresh`](GuestRam::refresh).
+/// A region counts as the protection that it was mapped with says; see [`GuestRam`] for what the VMM must not do to it
+/// afterwards. It holds on to the map as it was at the last [`refresh`](GuestRam::refresh).
 #[derive(Clone)]
 pub struct Ram<S: GuestAddressSpace> {
     space: S,
@@ -47,22 +79,30 @@ impl<S: GuestAddressSpace> Ram<S> {
     }
 }
 
+impl<S: GuestAddressSpace<M: GuestMemoryBackend<R: Region>>> Ram<S> {
+    /// The region that has this address, if it is memory to the engine, and where in it the address is.
+    fn find(&self, at: GuestAddress) -> Option<(&<S::M as GuestMemoryBackend>::R, MemoryRegionAddress)> {
+        self.now.to_region_addr(at).filter(|(region, _)| region.is_writable())
+    }
+}
+
 impl<S> GuestRam for Ram<S>
 where
-    S: GuestAddressSpace<M: GuestMemoryBackend> + Send + Sync,
+    S: GuestAddressSpace<M: GuestMemoryBackend<R: Region>> + Send + Sync,
     S::T: Send + Sync + 'static,
 {
     fn region(&self, at: GuestAddress, len: usize) -> Option<SharedRegion> {
-        let slice = GuestMemoryBackend::get_slice(&**self.now, at, len).ok()?;
+        let (region, at) = self.find(at)?;
+        let slice = region.get_slice(at, len).ok()?;
         let base = NonNull::new(slice.ptr_guard_mut().as_ptr())?;
-        // SAFETY: the slice is inside one mapping of this memory, readable and writable, which the clone of the
-        // Arc keeps mapped. vm-memory hands out no references, and the engine accesses it through regions only.
+        // SAFETY: the slice is inside one mapping of this memory, which is readable and writable (`find`), and which the
+        // clone of the Arc keeps mapped. vm-memory hands out no references, and the engine accesses it through regions only.
         Some(unsafe { SharedRegion::new(base, len, self.now.clone()) })
     }
 
     fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
         // vm-memory stores with one access, which it refuses where it is not aligned, and marks it in its bitmap.
-        self.now.store(value.to_le(), at, Release).is_ok()
+        self.find(at).is_some_and(|(region, at)| region.store(value.to_le(), at, Release).is_ok())
     }
 
     fn refresh(&mut self) {
@@ -89,11 +129,12 @@ pub fn memfd(name: &str, len: usize) -> io::Result<(File, SharedRegion)> {
     Ok((file, region))
 }
 
-/// Maps the first `len` bytes of a file, shared.
+/// Maps the first `len` bytes of a file, shared, readable and writable.
 ///
 /// # Errors
 ///
-/// As [`check_cannot_shrink`]; `InvalidInput` if the file is shorter; what `mmap` said.
+/// As [`check_cannot_shrink`]; `InvalidInput` if the file is shorter; what `mmap` said, such as `PermissionDenied` for a
+/// file that was opened read-only or is sealed against writes.
 pub fn map(file: &File, len: usize) -> io::Result<SharedRegion> {
     check_cannot_shrink(file)?;
     if file.metadata()?.len() < len as u64 {

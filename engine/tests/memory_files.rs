@@ -2,6 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -64,6 +65,18 @@ fn a_file_that_is_shorter_than_what_is_to_be_mapped_is_refused() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert_eq!(error.to_string(), "the file is shorter than what is to be mapped");
     assert_eq!(map(&file, 0x800).unwrap().len(), 0x800, "a part is fine");
+}
+
+/// An error, not a mapping that faults at the first store.
+#[test]
+fn a_file_that_cannot_be_written_is_refused() {
+    let file_of_ours = file(0o600, NO_SEALS);
+    let read_only = File::open(format!("/proc/self/fd/{}", file_of_ours.as_raw_fd())).unwrap();
+    assert_eq!(map(&read_only, 0x1000).unwrap_err().kind(), ErrorKind::PermissionDenied);
+    for seals in [SealFlags::WRITE, SealFlags::FUTURE_WRITE] {
+        let error = map(&file(0o600, seals), 0x1000).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{seals:?}");
+    }
 }
 
 #[test]
