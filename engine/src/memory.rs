@@ -102,6 +102,9 @@ where
 
     fn store_u32(&self, at: GuestAddress, value: u32) -> bool {
         // vm-memory stores with one access, which it refuses where it is not aligned, and marks it in its bitmap.
+        // The word may be in a slot of the guest's queue, which is read as 64-bit words. The two widths never race within
+        // this process: the worker that read the slot stores the MSI, in this order, and is the only one that reads it
+        // again; a guest that changes workers is handed over by a lock.
         self.find(at).is_some_and(|(region, at)| region.store(value.to_le(), at, Release).is_ok())
     }
 

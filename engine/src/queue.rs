@@ -11,7 +11,7 @@
 
 use std::sync::atomic::Ordering::Release;
 
-use ecmdq_ring::{Consumer, Index, QueueSize, SharedQueue, SharedRegion};
+use ecmdq_ring::{Consumer, Index, QueueSize, SharedQueue};
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
@@ -21,7 +21,7 @@ use crate::host::Cause;
 use crate::identity::StreamMap;
 use crate::memory::GuestRam;
 use crate::outbox::{FEW, Outbox};
-use crate::registers::{BASE_ADDR, BASE_LOG2SIZE};
+use crate::registers::{BASE_ADDR, BASE_LOG2SIZE, RegisterWords};
 use crate::rules::{Applied, End, Rules, Signal};
 use crate::submission::OUTSTANDING;
 use crate::worker::MOST;
@@ -40,7 +40,7 @@ pub enum CommandError {
 /// Where the registers of a queue are.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    pub registers: SharedRegion,
+    pub registers: RegisterWords,
     pub base: usize,
     pub prod: usize,
     pub cons: usize,
@@ -169,7 +169,8 @@ impl CommandQueue {
     pub fn back(&mut self, place: &Place, ram: &dyn GuestRam) {
         let cons = self.cons();
         let words = ram.region(self.base, self.size.bytes()).and_then(|ring| {
-            SharedQueue::new(ring, 0, self.size, place.registers.clone(), place.prod, place.cons)
+            let registers = place.registers.memory().clone();
+            SharedQueue::new(ring, 0, self.size, registers, place.prod, place.cons)
         });
         self.ring = match words {
             Some(words) => Ring::Backed(Consumer::new(words, self.size, cons)),

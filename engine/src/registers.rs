@@ -1,6 +1,10 @@
 //! Register offsets and bits (facts sheet, section 2), and the table of registers that a guest can write.
 
+mod words;
+
 use crate::features::Features;
+
+pub(crate) use words::{RegisterWords, Word};
 
 /// The size of pages 0 and 1 together, in bytes.
 pub const FRAME_SIZE: usize = 0x2_0000;

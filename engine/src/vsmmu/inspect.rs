@@ -41,11 +41,8 @@ impl VirtualSmmu {
 impl State {
     pub(super) fn inspect(&self) -> Inspection {
         let frame = &self.pages.frame;
-        let output = |name, offset| (name, u64::from(frame.load_u32(offset, Relaxed)));
-        let input = |register: &Writable| match register.bytes {
-            8 => (register.name, frame.load_u64(register.offset, Relaxed)),
-            _ => output(register.name, register.offset),
-        };
+        let output = |name, offset| (name, frame.load(offset, Relaxed));
+        let input = |register: &Writable| output(register.name, register.offset);
         let idrs = ["IDR0", "IDR1", "IDR2", "IDR3", "IDR4", "IDR5"];
         let outputs = [
             ("IDR6", IDR6),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::Release;
 
 use ecmdq_ring::SharedRegion;
 
@@ -41,9 +41,9 @@ pub struct ControlPage<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct Pages {
     /// Pages 0 and 1.
-    pub frame: SharedRegion,
+    pub frame: RegisterWords,
     /// The control pages.
-    pub control: SharedRegion,
+    pub control: RegisterWords,
     /// The control pages' file where they are to be mapped into the guest.
     file: Option<Arc<File>>,
     /// Whether the guest sees pages 0 and 1, and the control pages, by traps only.
@@ -74,6 +74,8 @@ impl Pages {
                 (part(0, FRAME_SIZE)?, part(CONTROL_PAGES, control_len)?, None)
             }
         };
+        let frame = RegisterWords::frame(frame);
+        let control = RegisterWords::control(control, Self::ecmdq_stride(features));
         Ok(Self { frame, control, file, frame_traps, control_traps })
     }
 
@@ -92,14 +94,8 @@ impl Pages {
 
     /// Gives every register its value after reset: zero, but for the ID registers and the descriptions of the control pages.
     pub fn reset(&self, features: &Features) {
-        for (pages, len) in [(&self.frame, FRAME_SIZE), (&self.control, self.control.len())] {
-            for offset in (0..len).step_by(8) {
-                // What is zero is left alone: its cache line need not be taken from whoever polls it.
-                if pages.load_u64(offset, Acquire) != 0 {
-                    pages.store_u64(offset, 0, Release);
-                }
-            }
-        }
+        self.frame.clear();
+        self.control.clear();
         // Release: a guest that is started later sees whole register pages.
         for (n, value) in features.idrs().into_iter().enumerate() {
             self.frame.store_u32(IDR0 + 4 * n, value, Release);

@@ -115,10 +115,7 @@ impl State {
 
     fn save(&self) -> Snapshot {
         let frame = &self.pages.frame;
-        let value = |register: &Writable| match register.bytes {
-            8 => frame.load_u64(register.offset, Acquire),
-            _ => frame.load_u32(register.offset, Acquire).into(),
-        };
+        let value = |register: &Writable| frame.load(register.offset, Acquire);
         let registers = WRITABLE.iter().filter(|register| !is_cmdq(register));
         let active = self.errors.active();
         Snapshot {
@@ -170,11 +167,7 @@ impl State {
         self.reset();
         let frame = &self.pages.frame;
         for (offset, value) in &snapshot.registers {
-            let offset = *offset as usize;
-            match WRITABLE.iter().find(|register| register.offset == offset).map(|register| register.bytes) {
-                Some(8) => frame.store_u64(offset, *value, Release),
-                _ => frame.store_u32(offset, *value as u32, Release),
-            }
+            frame.store(*offset as usize, *value, Release);
         }
         // SMMUEN takes effect again when the VMM has followed it; meanwhile the guest sees what it saw.
         (self.cr0ack, self.smmuen_untold) = (snapshot.cr0ack, true);

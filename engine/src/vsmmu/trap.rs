@@ -3,7 +3,6 @@
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use crossbeam::utils::Backoff;
-use ecmdq_ring::SharedRegion;
 use ecmdq_ring::handshake::{EN, ERR};
 
 use super::pages::Pages;
@@ -11,16 +10,18 @@ use super::slot::MSI_ON_ITS_WAY;
 use super::{Shared, VirtualSmmu};
 use crate::registers::*;
 
-/// Where the descriptions of control pages may be.
-const DESCRIPTIONS: std::ops::Range<usize> = CONTROL_PAGE_BASE..CONTROL_PAGE_BASE + 256 * CONTROL_PAGE_STRIDE;
-
-/// What an access may hit: a register or a half of one.
+/// What an access hits: a word of register memory, or a half of one that is 64 bits wide.
 #[derive(Clone, Copy)]
-enum Access {
-    /// At this offset of pages 0 and 1.
-    Frame(usize),
-    /// On the control pages: where the block of an ECMDQ starts, and where in the block.
-    Ecmdq(usize, usize),
+struct Access<'a> {
+    words: &'a RegisterWords,
+    word: Word,
+    /// Where the access begins, in bits from the start of the word, and the bits that it has.
+    shift: usize,
+    mask: u64,
+    /// On a control page, where the block of the ECMDQ starts.
+    block: Option<usize>,
+    /// Whether the guest reaches the register by traps only.
+    traps: bool,
 }
 
 impl VirtualSmmu {
@@ -31,10 +32,9 @@ impl VirtualSmmu {
     /// while an MSI is being written, it waits for that.
     pub fn mmio_read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        match (self.0.access(offset, data.len()), data.len()) {
-            (None, _) => {}
-            (Some(access), 4) => data.copy_from_slice(&self.0.read_u32(access).to_le_bytes()),
-            (Some(access), _) => data.copy_from_slice(&self.0.read_u64(access).to_le_bytes()),
+        if let Some(access) = self.0.access(offset, data.len()) {
+            let value = access.read() >> access.shift;
+            data.copy_from_slice(&value.to_le_bytes()[..data.len()]);
         }
     }
 
@@ -45,26 +45,19 @@ impl VirtualSmmu {
     /// show. Any thread may call it.
     pub fn mmio_write(&self, offset: u64, data: &[u8]) {
         let Some(access) = self.0.access(offset, data.len()) else { return };
+        let Access { words, word, shift, mask, .. } = access;
         let writing = self.0.writing.lock();
-        let value = data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-        let (region, offset) = self.0.memory(access);
+        let value = data.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)) << shift;
         // What is not writable now may be the worker's: then nothing is stored, not even what was there, since the worker may
-        // have stored something newer meanwhile. What is writable now the worker leaves alone.
+        // have stored something newer meanwhile. What is writable now the worker leaves alone, so that the other half of a
+        // 64-bit register can be stored as it was.
         // Release: pairs with the worker's acquire loads, so that registers are seen written in the guest's order.
-        if data.len() == 8 {
-            let old = region.load_u64(offset, Acquire);
-            match self.0.writable_bits(access, old, value) {
-                0 => {}
-                bits => region.store_u64(offset, old & !bits | value & bits, Release),
-            }
-        } else {
-            let old = region.load_u32(offset, Acquire);
-            match self.0.writable_bits(access, old.into(), value) as u32 {
-                0 => {}
-                bits => region.store_u32(offset, old & !bits | value as u32 & bits, Release),
-            }
+        let old = words.load(word.offset, Acquire);
+        match self.0.writable_bits(access, old, value) & mask {
+            0 => {}
+            bits => words.store(word.offset, old & !bits | value & bits, Release),
         }
-        match self.0.traps(access) {
+        match access.traps {
             true => drop(writing),
             false => self.0.disarm(writing),
         }
@@ -72,79 +65,58 @@ impl VirtualSmmu {
     }
 }
 
-impl Shared {
-    /// What an access hits, if it is one that registers answer.
-    fn access(&self, offset: u64, len: usize) -> Option<Access> {
-        if len != 4 && len != 8 || !offset.is_multiple_of(len as u64) {
-            return None;
-        }
-        let offset = usize::try_from(offset).ok()?;
-        let (access, wide) = match offset.checked_sub(CONTROL_PAGES) {
-            None => {
-                let mut registers = WRITABLE.iter().filter(|register| register.bytes == 8);
-                let described = DESCRIPTIONS.contains(&offset) && offset.is_multiple_of(CONTROL_PAGE_STRIDE);
-                (Access::Frame(offset), described || registers.any(|register| register.offset == offset))
-            }
-            Some(offset) => {
-                let in_block = offset % Pages::ecmdq_stride(&self.features);
-                let inside = offset < self.pages.control.len() && in_block < 16;
-                (inside.then_some(Access::Ecmdq(offset - in_block, in_block))?, in_block == ECMDQ_BASE)
-            }
-        };
-        (len == 4 || wide).then_some(access)
-    }
-
-    fn memory(&self, access: Access) -> (&SharedRegion, usize) {
-        match access {
-            Access::Frame(offset) => (&self.pages.frame, offset),
-            Access::Ecmdq(block, offset) => (&self.pages.control, block + offset),
-        }
-    }
-
-    fn read_u64(&self, access: Access) -> u64 {
-        let (region, offset) = self.memory(access);
-        region.load_u64(offset, Acquire)
-    }
-
-    /// A 32-bit register, without what is under its surface.
-    fn read_u32(&self, access: Access) -> u32 {
-        let (region, offset) = self.memory(access);
-        // Where the guest can write CONS itself, the bit under the surface is none of ours, and may stay for ever.
-        let waits = match access {
-            Access::Frame(register) => self.pages.frame_traps && register == CMDQ_CONS,
-            Access::Ecmdq(_, register) => self.pages.control_traps && register == ECMDQ_CONS,
-        };
+impl Access<'_> {
+    /// The word, without what is under its surface.
+    fn read(&self) -> u64 {
+        let register = self.word.offset;
+        let is_cons = self.block.map_or(register == CMDQ_CONS, |block| register - block == ECMDQ_CONS);
         let backoff = Backoff::new();
         loop {
             // Acquire: pairs with the worker's release stores; what CONS says to be complete is.
-            let value = region.load_u32(offset, Acquire);
-            if !waits || value & MSI_ON_ITS_WAY == 0 {
+            let value = self.words.load(register, Acquire);
+            // Where the guest can write CONS itself, the bit under the surface is none of ours, and may stay for ever.
+            let waits = is_cons && self.traps;
+            if !waits || value & u64::from(MSI_ON_ITS_WAY) == 0 {
                 return value;
             }
             backoff.snooze();
         }
     }
+}
 
-    /// Whether the guest reaches the register by traps only.
-    fn traps(&self, access: Access) -> bool {
-        match access {
-            Access::Frame(_) => self.pages.frame_traps,
-            Access::Ecmdq(..) => self.pages.control_traps,
+impl Shared {
+    /// What an access hits, if it is one that registers answer.
+    fn access(&self, offset: u64, len: usize) -> Option<Access<'_>> {
+        if len != 4 && len != 8 || !offset.is_multiple_of(len as u64) {
+            return None;
         }
+        let Pages { frame, control, frame_traps, control_traps, .. } = &self.pages;
+        let offset = usize::try_from(offset).ok()?;
+        let (words, at, block, traps) = match offset.checked_sub(CONTROL_PAGES) {
+            None => (frame, offset, None, *frame_traps),
+            Some(at) => {
+                let in_block = at % Pages::ecmdq_stride(&self.features);
+                let inside = at < control.len() && in_block < 16;
+                (control, at, Some(inside.then_some(at - in_block)?), *control_traps)
+            }
+        };
+        let word = words.word(at);
+        let mask = u64::MAX >> (64 - 8 * len);
+        let shift = 8 * (at - word.offset);
+        (len <= word.bytes).then_some(Access { words, word, shift, mask: mask << shift, block, traps })
     }
 
-    /// The bits that a write changes.
-    fn writable_bits(&self, access: Access, old: u64, value: u64) -> u64 {
-        match access {
-            Access::Frame(offset) => self.frame_bits(offset, old, value),
-            Access::Ecmdq(block, offset) => self.ecmdq_bits(block, offset),
+    /// The bits of the word that a write of the whole of it would change.
+    fn writable_bits(&self, access: Access<'_>, old: u64, value: u64) -> u64 {
+        match access.block {
+            None => self.frame_bits(access.word.offset, old, value),
+            Some(block) => self.ecmdq_bits(block, access.word.offset - block),
         }
     }
 
     fn frame_bits(&self, offset: usize, old: u64, value: u64) -> u64 {
-        let inside = |r: &&Writable| (r.offset..r.offset + r.bytes).contains(&offset);
-        let Some(register) = WRITABLE.iter().find(inside) else { return 0 };
-        let bits = register.bits(&self.features) >> (8 * (offset - register.offset));
+        let Some(register) = WRITABLE.iter().find(|register| register.offset == offset) else { return 0 };
+        let bits = register.bits(&self.features);
         let frame = &self.pages.frame;
         // An enable counts until its acknowledgement has gone as well.
         let enabled = |control, bits: u32| {
@@ -175,7 +147,7 @@ impl Shared {
         match offset {
             ECMDQ_PROD if (prod ^ cons) & EN == 0 => u64::from(EN | ERR | INDEX),
             ECMDQ_CONS if disabled => u64::from(ERR | 7 << CONS_ERR_SHIFT | INDEX),
-            0..ECMDQ_PROD if disabled => QUEUE_BASE >> (8 * (offset - ECMDQ_BASE)),
+            ECMDQ_BASE if disabled => QUEUE_BASE,
             _ => 0,
         }
     }
