@@ -99,7 +99,7 @@ pub use stats::Stats;
 pub use token::Token;
 pub use vsmmu::{
     Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused, OnRequest,
-    RestoreError, Snapshot, StatsReader, VirtualSmmu,
+    RestoreError, Snapshot, SnapshotError, StatsReader, VirtualSmmu,
 };
 pub use worker::{
     AttachError, Event, EventKind, Idle, Leaving, Nap, RateLimit, Running, Share, Worker, WorkerHandle,

@@ -246,6 +246,17 @@ impl CommandQueue {
         error
     }
 
+    /// The errors that the next CMD_SYNC must report, for a snapshot: bit n is the [`CommandError`] n.
+    pub fn blame_bits(&self) -> u8 {
+        self.blame.map_or(0, |error| 1 << error as u8)
+    }
+
+    /// As [`Self::blame_bits`], from a snapshot.
+    pub fn set_blame_bits(&mut self, bits: u8) {
+        let all = [CommandError::Ill, CommandError::Abt, CommandError::AtcInvSync];
+        self.blame = all.into_iter().find(|error| bits & 1 << *error as u8 != 0);
+    }
+
     /// All that was taken has been synchronised. A CMD_SYNC that still waits asks for a synchronisation of its next worker.
     pub fn leave(&mut self) {
         (self.sent, self.atc) = (Rounds::default(), Rounds::default());

@@ -138,6 +138,10 @@ pub const GERROR_CMDQP_ERR: u32 = 1 << 9;
 /// The bits of GERROR and GERRORN.
 pub const GERROR_BITS: u32 = 0x7fd;
 
+/// The errors of GERROR that the engine raises.
+pub(crate) const GERROR_RAISED: u32 =
+    GERROR_CMDQ_ERR | GERROR_MSI_CMDQ_ABT_ERR | GERROR_MSI_GERROR_ABT_ERR | GERROR_SFM_ERR | GERROR_CMDQP_ERR;
+
 /// CMDQ_BASE.LOG2SIZE.
 pub const BASE_LOG2SIZE: u64 = 0x1f;
 /// CMDQ_BASE.ADDR, bits `[55:5]`.

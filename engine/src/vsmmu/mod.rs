@@ -44,7 +44,7 @@ pub use doorbell::{Doorbell, DoorbellTraps};
 pub use inspect::Inspection;
 pub use life::NotPaused;
 pub use pages::{ControlPage, FrontEnd};
-pub use snapshot::{RestoreError, Snapshot};
+pub use snapshot::{RestoreError, Snapshot, SnapshotError};
 pub use state::OnRequest;
 
 /// What a virtual SMMU is made of.

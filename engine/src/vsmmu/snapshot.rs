@@ -4,6 +4,8 @@
 //! and had not completed is not consumed yet: CONS points at it, and it is taken again. What had been consumed and was
 //! not on the host yet is made good by the invalidation of all that the guest may have cached.
 
+mod bytes;
+
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use ecmdq_ring::Toggle;
@@ -14,11 +16,17 @@ use thiserror::Error;
 use super::slot::{Control, Slot};
 use super::state::State;
 use super::{NotPaused, VirtualSmmu};
-use crate::queue::CommandQueue;
+use crate::features::Features;
+use crate::memory::GuestRam;
+use crate::queue::{CommandError, CommandQueue};
 use crate::registers::*;
 
-/// The version of the format that this crate writes, and the newest that it reads.
-const VERSION: u32 = 1;
+pub use bytes::SnapshotError;
+
+/// The version of the format that this crate writes, and the newest that it reads. 2 brought [`QueueState::blame`].
+const VERSION: u32 = 2;
+/// The errors of which a [`QueueState::blame`] can have the bits, and which CONS tells.
+const ERRORS: [CommandError; 3] = [CommandError::Ill, CommandError::Abt, CommandError::AtcInvSync];
 
 /// The state of a virtual SMMU. It is independent of host, process and front end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +50,10 @@ struct QueueState {
     number: u32,
     enabled: bool,
     stopped: bool,
-    /// The registers. Of an enabled queue, what counts of BASE.
+    /// Bit n: its next CMD_SYNC must report the [`CommandError`] n.
+    #[serde(default)]
+    blame: u8,
+    /// The registers. BASE of an enabled queue describes where the queue is, whatever the guest has written there since.
     base: u64,
     prod: u32,
     cons: u32,
@@ -129,63 +140,71 @@ impl State {
             irq_ctrlack: self.irq_ctrl,
             gerror: self.errors.raised(),
             gerrorn: self.errors.acknowledged() & GERROR_BITS,
-            queues: (0..).zip(&self.slots).filter_map(|(number, slot)| slot.save(number, active)).collect(),
+            queues: (0..)
+                .zip(&self.slots)
+                .filter_map(|(number, slot)| slot.save(number, active, &self.features))
+                .collect(),
         }
     }
 
     fn check(&self, snapshot: &Snapshot) -> Result<(), RestoreError> {
-        if snapshot.version == 0 || snapshot.version > VERSION {
-            return Err(RestoreError::Version(snapshot.version));
+        let Snapshot { version, idrs, registers, cr0ack, irq_ctrlack, gerror, gerrorn, queues } = snapshot;
+        if *version == 0 || *version > VERSION {
+            return Err(RestoreError::Version(*version));
         }
-        for (register, (saved, here)) in snapshot.idrs.into_iter().zip(self.idrs()).enumerate() {
+        for (register, (&saved, here)) in idrs.iter().zip(self.idrs()).enumerate() {
             if saved != here {
                 return Err(RestoreError::Features { register, saved, here });
             }
         }
         let corrupt = |wrong: bool, what| if wrong { Err(RestoreError::Corrupt(what)) } else { Ok(()) };
-        for (offset, value) in &snapshot.registers {
-            let known = WRITABLE.iter().filter(|r| !is_cmdq(r)).find(|r| r.offset == *offset as usize);
-            let bits = known.map_or(0, |register| register.bits(&self.features));
-            corrupt(value & !bits != 0, "a register has bits that do not exist")?;
+        let mut saved = WRITABLE.iter().filter(|register| !is_cmdq(register));
+        for (offset, value) in registers {
+            // From where the one before was found: so each is there once, in order.
+            let register = saved.find(|register| register.offset == *offset as usize);
+            let register =
+                register.ok_or(RestoreError::Corrupt("a register that is not saved, or is not in order"))?;
+            corrupt(*value == 0 || value & !register.bits(&self.features) != 0, "a register's value")?;
         }
-        corrupt(snapshot.cr0ack & !self.cr0_bits != 0, "CR0ACK")?;
-        corrupt(snapshot.irq_ctrlack & !self.irq_ctrl_bits != 0, "IRQ_CTRLACK")?;
-        corrupt((snapshot.gerror | snapshot.gerrorn) & !GERROR_BITS != 0, "GERROR")?;
+        corrupt(cr0ack & !self.cr0_bits != 0, "CR0ACK")?;
+        corrupt(irq_ctrlack & !self.irq_ctrl_bits != 0, "IRQ_CTRLACK")?;
+        corrupt(gerror & !GERROR_RAISED != 0, "GERROR")?;
+        corrupt(gerrorn & !GERROR_BITS != 0, "GERRORN")?;
+        let active = gerror ^ gerrorn;
         let mut next = 0;
-        for queue in &snapshot.queues {
+        for queue in queues {
             corrupt(queue.number < next, "the queues are not in order")?;
             let slot = self.slots.get(queue.number as usize);
             let slot = slot.ok_or(RestoreError::Corrupt("a queue that does not exist"))?;
             next = queue.number + 1;
-            corrupt(!slot.can_be(queue, snapshot, self), "a queue")?;
+            corrupt(!slot.can_be(queue, active, self), "a queue")?;
         }
-        let cmdq = snapshot.queues.first().is_some_and(|queue| queue.number == 0 && queue.enabled);
-        corrupt(cmdq != (snapshot.cr0ack & CR0_CMDQEN != 0), "CR0ACK.CMDQEN")
+        // One that is not saved is as after reset.
+        let cmdq = queues.first().filter(|queue| queue.number == 0);
+        let (enabled, stopped) = cmdq.map_or((false, false), |queue| (queue.enabled, queue.stopped));
+        corrupt(stopped != (active & GERROR_CMDQ_ERR != 0), "GERROR.CMDQ_ERR")?;
+        corrupt(enabled != (cr0ack & CR0_CMDQEN != 0), "CR0ACK.CMDQEN")
     }
 
     fn restore(&mut self, snapshot: &Snapshot) {
+        let Snapshot { version: _, idrs: _, registers, cr0ack, irq_ctrlack, gerror, gerrorn, queues } =
+            snapshot;
         self.reset();
         let frame = &self.pages.frame;
-        for (offset, value) in &snapshot.registers {
+        for (offset, value) in registers {
             frame.store(*offset as usize, *value, Release);
         }
         // SMMUEN takes effect again when the VMM has followed it; meanwhile the guest sees what it saw.
-        (self.cr0ack, self.smmuen_untold) = (snapshot.cr0ack, true);
+        (self.cr0ack, self.smmuen_untold) = (*cr0ack, true);
         self.gbpa_untold = frame.load_u32(GBPA, Acquire) != 0;
-        self.irq_ctrl = snapshot.irq_ctrlack;
-        self.errors = Toggle::new(snapshot.gerror, snapshot.gerrorn);
+        self.irq_ctrl = *irq_ctrlack;
+        self.errors = Toggle::new(*gerror, *gerrorn);
         frame.store_u32(CR0ACK, self.cr0ack, Release);
         frame.store_u32(IRQ_CTRLACK, self.irq_ctrl, Release);
-        frame.store_u32(GERROR, snapshot.gerror, Release);
-        for queue in &snapshot.queues {
+        frame.store_u32(GERROR, *gerror, Release);
+        for queue in queues {
             if let Some(slot) = self.slots.get_mut(queue.number as usize) {
-                slot.restore(queue);
-                if queue.enabled {
-                    let mut ring = CommandQueue::new(queue.base, queue.cons, &self.features);
-                    ring.back(&slot.place, &*self.ram);
-                    slot.queue = Some(ring);
-                    slot.publish();
-                }
+                slot.restore(queue, &self.features, &*self.ram);
             }
         }
         self.invalidating = Some(0);
@@ -194,35 +213,43 @@ impl State {
 
 impl Slot {
     /// Its state, unless it is that after reset.
-    fn save(&self, number: u32, active: u32) -> Option<QueueState> {
-        let Slot { place, queue, .. } = self;
+    fn save(&self, number: u32, active: u32, features: &Features) -> Option<QueueState> {
+        // A restored queue is looked at whatever was last seen of it; a panic of one process is none of another.
+        let Slot { place, control: _, queue, quarantined: _, more: _, seen: _ } = self;
         let registers = &place.registers;
-        let (base, cons) = match queue {
-            Some(queue) => (queue.base(), queue.cons().raw() | self.flags()),
-            None => (
-                registers.load_u64(place.base, Acquire) & QUEUE_BASE,
-                // The guest can write it now: not all that it says needs to be so.
-                registers.load_u32(place.cons, Acquire) & self.cons_bits() & !self.enack(),
-            ),
+        let register = registers.load_u64(place.base, Acquire) & QUEUE_BASE;
+        let (base, cons, blame) = match queue {
+            Some(queue) => {
+                let unchanged = CommandQueue::new(register, 0, features).base() == queue.base();
+                let base = if unchanged { register } else { queue.base() };
+                (base, queue.cons().raw() | self.flags(), queue.blame_bits())
+            }
+            // The guest can write CONS now: not all that it says needs to be so.
+            None => (register, registers.load_u32(place.cons, Acquire) & self.cons_bits() & !self.enack(), 0),
         };
         let (enabled, stopped) = (queue.is_some(), self.is_stopped(active));
-        let state = QueueState { number, enabled, stopped, base, prod: self.prod(), cons };
-        (enabled || stopped || (base, state.prod, cons) != (0, 0, 0)).then_some(state)
+        let state = QueueState { number, enabled, stopped, blame, base, prod: self.prod(), cons };
+        (!state.is_reset()).then_some(state)
     }
 
-    /// Whether a queue can be in this state.
-    fn can_be(&self, queue: &QueueState, snapshot: &Snapshot, smmu: &State) -> bool {
-        let size = CommandQueue::new(queue.base, queue.cons, &smmu.features);
-        let index = queue.cons & INDEX;
-        let errors = snapshot.gerror ^ snapshot.gerrorn;
+    /// Whether a queue can be in this state, in which `active` are the active bits of GERROR.
+    fn can_be(&self, state: &QueueState, active: u32, smmu: &State) -> bool {
+        // PROD is the guest's, and says what it likes.
+        let QueueState { number: _, enabled, stopped, blame, base, prod: _, cons } = *state;
+        let ring = CommandQueue::new(base, cons, &smmu.features);
+        let (code, told) = (cons >> CONS_ERR_SHIFT & 0x7f, error_code(cons));
         let control = match &self.control {
-            Control::Cmdq { .. } => queue.stopped == (errors & GERROR_CMDQ_ERR != 0),
-            Control::Ecmdq(_) => queue.enabled == (queue.cons & self.enack() != 0),
+            Control::Cmdq { .. } => {
+                stopped == (active & GERROR_CMDQ_ERR != 0) && (!enabled || stopped || code == 0)
+            }
+            Control::Ecmdq(_) => enabled == (cons & self.enack() != 0),
         };
-        queue.base & !QUEUE_BASE == 0
-            && queue.cons & !self.cons_bits() == 0
-            && (!queue.enabled || index == size.cons().raw())
-            && control
+        // What a disabled queue says is what the guest wrote.
+        let running = !enabled || cons & INDEX == ring.cons().raw() && code == told;
+        let blames = ERRORS.map(|error| 1 << error as u8).iter().fold(0, |bits, bit| bits | bit);
+        let blame = blame & !blames == 0 && (enabled || blame == 0);
+        let bits = base & !QUEUE_BASE == 0 && cons & !self.cons_bits() == 0;
+        bits && control && running && blame && !state.is_reset()
     }
 
     /// The bits that CONS has.
@@ -241,16 +268,41 @@ impl Slot {
         }
     }
 
-    fn restore(&mut self, queue: &QueueState) {
+    fn restore(&mut self, state: &QueueState, features: &Features, ram: &dyn GuestRam) {
+        let QueueState { number: _, enabled, stopped, blame, base, prod, cons } = *state;
         let registers = &self.place.registers;
-        registers.store_u64(self.place.base, queue.base, Release);
-        registers.store_u32(self.place.cons, queue.cons, Release);
-        registers.store_u32(self.place.prod, queue.prod, Release);
+        registers.store_u64(self.place.base, base, Release);
+        registers.store_u32(self.place.cons, cons, Release);
+        registers.store_u32(self.place.prod, prod, Release);
+        // A code that the guest wrote while the queue was disabled, and that is none, is not told when it is enabled.
+        let code = error_code(cons);
         self.control = match self.control {
-            Control::Cmdq { .. } => {
-                Control::Cmdq { code: if queue.stopped { queue.cons >> CONS_ERR_SHIFT & 0x7f } else { 0 } }
+            Control::Cmdq { .. } => Control::Cmdq { code: if stopped { code } else { 0 } },
+            Control::Ecmdq(_) => {
+                let cons = cons & !(7 << REASON_SHIFT) | code << REASON_SHIFT;
+                Control::Ecmdq(Handshake::restored(prod, cons, stopped))
             }
-            Control::Ecmdq(_) => Control::Ecmdq(Handshake::restored(queue.prod, queue.cons, queue.stopped)),
         };
+        if enabled {
+            let mut queue = CommandQueue::new(base, cons, features);
+            queue.set_blame_bits(blame);
+            queue.back(&self.place, ram);
+            self.queue = Some(queue);
+            self.publish();
+        }
     }
+}
+
+impl QueueState {
+    /// Whether it is as after reset: then it is not saved.
+    fn is_reset(&self) -> bool {
+        let Self { number: _, enabled, stopped, blame, base, prod, cons } = *self;
+        !enabled && !stopped && (blame, base, prod, cons) == (0, 0, 0, 0)
+    }
+}
+
+/// The code of the error in CONS, or 0 if there is no such error.
+fn error_code(cons: u32) -> u32 {
+    let code = cons >> CONS_ERR_SHIFT & 7;
+    if ERRORS.iter().any(|error| *error as u32 == code) { code } else { 0 }
 }

@@ -114,8 +114,8 @@ fn errors_of_a_restore_say_what_is_wrong() {
         let snapshot: Snapshot = serde_json::from_value(state).unwrap();
         assert_eq!(vm.smmu.restore(&snapshot).unwrap_err().to_string(), message);
     };
-    refuse("/version", json!(2), "the snapshot has version 2, this is for versions up to 1");
-    refuse("/version", json!(0), "the snapshot has version 0, this is for versions up to 1");
+    refuse("/version", json!(3), "the snapshot has version 3, this is for versions up to 2");
+    refuse("/version", json!(0), "the snapshot has version 0, this is for versions up to 2");
     let idr1 = features().idrs()[1];
     let message = format!("the snapshot is of an SMMU with IDR1={:#x}, this one has {idr1:#x}", idr1 ^ 1);
     refuse("/idrs/1", json!(idr1 ^ 1), &message);
