@@ -105,7 +105,7 @@ fn bit(age: u64) -> u128 {
     u32::try_from(age).map_or(0, |age| 1_u128.unbounded_shl(age))
 }
 
-/// Errors that the next CMD_SYNC must report: it reports one at a time.
+/// Errors that the next CMD_SYNC must report, as bits by their codes: it reports one at a time.
 #[derive(Clone, Copy, Debug, Default)]
 struct Blame(u8);
 
@@ -248,13 +248,12 @@ impl CommandQueue {
 
     /// The errors that the next CMD_SYNC must report, for a snapshot: bit n is the [`CommandError`] n.
     pub fn blame_bits(&self) -> u8 {
-        self.blame.map_or(0, |error| 1 << error as u8)
+        self.blame.0
     }
 
     /// As [`Self::blame_bits`], from a snapshot.
     pub fn set_blame_bits(&mut self, bits: u8) {
-        let all = [CommandError::Ill, CommandError::Abt, CommandError::AtcInvSync];
-        self.blame = all.into_iter().find(|error| bits & 1 << *error as u8 != 0);
+        self.blame = Blame(bits);
     }
 
     /// All that was taken has been synchronised. A CMD_SYNC that still waits asks for a synchronisation of its next worker.
