@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use ecmdq_ring::handshake::{ERR, REASON_SHIFT};
 use ecmdq_ring::{MultiProducer, QueueWords, SharedQueue, SharedRegion};
@@ -78,7 +78,8 @@ impl Recovery {
             mending.aborted = if at == position { (at, times + 1) } else { (position, 1) };
             if mending.aborted.1 > ABORTS || code == CommandError::Ill as u32 {
                 // A CMD_SYNC of ours that is illegal, or memory that is not there: nothing that we could mend.
-                self.dead.store(true, Release);
+                // Relaxed: nothing else is to be seen.
+                self.dead.store(true, Relaxed);
                 return;
             }
         }
@@ -87,8 +88,8 @@ impl Recovery {
 
     /// Whether nothing will be executed any more.
     pub fn is_dead(&self) -> bool {
-        // Acquire: pairs with the release in `look`.
-        self.dead.load(Acquire)
+        // Relaxed: see `look`.
+        self.dead.load(Relaxed)
     }
 
     /// Why a producer's ticket failed, if anything has that the ticket covers: `covered` are the positions from the first
@@ -98,31 +99,32 @@ impl Recovery {
             return Some(Failure { cause: Cause::DeviceGone, command: None });
         }
         let inbox = &self.inboxes[number];
-        // Acquire: pairs with the release in `tell`, which came before the acknowledgement, and that before any CMD_SYNC
-        // behind it completed.
-        if !inbox.full.load(Acquire) {
+        // Relaxed: `tell` stored it before the acknowledgement, which the SMMU saw before any CMD_SYNC behind the error completed,
+        // and that the caller has seen. What is told is behind the lock.
+        if !inbox.full.load(Relaxed) {
             return None;
         }
         let mut failures = inbox.failures.lock();
         failures.retain(|(at, _)| *at.end() >= covered.start);
         let found = failures.iter().position(|(at, _)| *at.start() < covered.end);
         let failure = found.and_then(|found| failures.remove(found)).map(|(_, failure)| failure);
-        inbox.full.store(!failures.is_empty(), Release);
+        inbox.full.store(!failures.is_empty(), Relaxed);
         failure
     }
 
     /// The error code, if an error is active.
     fn error(&self, producer: &MultiProducer<SharedQueue>) -> Option<u32> {
-        // Acquire: CONS was stored before GERROR, and stands at the command.
         let (active, code) = match self.format {
             RingFormat::Ecmdq => {
-                let cons = producer.words().load_cons(Acquire);
+                // Relaxed: only `consumed`, which loads CONS with acquire, is followed by accesses to a slot.
+                let cons = producer.words().load_cons(Relaxed);
                 ((cons ^ producer.flags()) & ERR != 0, cons >> REASON_SHIFT & 7)
             }
             RingFormat::Cmdq { gerror, gerrorn } => {
+                // Acquire: pairs with the SMMU's store of GERROR. CONS was stored before, and the slot at it is ours.
                 let word = |offset| self.registers.load_u32(offset, Acquire);
                 let active = (word(gerror) ^ word(gerrorn)) & GERROR_CMDQ_ERR != 0;
-                (active, producer.words().load_cons(Acquire) >> CONS_ERR_SHIFT & 0x7f)
+                (active, producer.words().load_cons(Relaxed) >> CONS_ERR_SHIFT & 0x7f)
             }
         };
         active.then_some(code)
@@ -133,8 +135,9 @@ impl Recovery {
         match self.format {
             RingFormat::Ecmdq => producer.set_flags(producer.flags() ^ ERR),
             RingFormat::Cmdq { gerror, gerrorn } => {
-                let toggled = self.registers.load_u32(gerror, Acquire) & GERROR_CMDQ_ERR;
-                let others = self.registers.load_u32(gerrorn, Acquire) & !GERROR_CMDQ_ERR;
+                // Relaxed: `error` has seen the one, and the lock orders whoever wrote the other.
+                let toggled = self.registers.load_u32(gerror, Relaxed) & GERROR_CMDQ_ERR;
+                let others = self.registers.load_u32(gerrorn, Relaxed) & !GERROR_CMDQ_ERR;
                 self.registers.store_u32(gerrorn, others | toggled, Release);
             }
         }
@@ -149,7 +152,7 @@ impl Recovery {
                 Some((at, last)) => (*at, last.command) = (*at.start()..=position, None),
                 None => failures.push_back((position..=position, failure)),
             }
-            inbox.full.store(true, Release);
+            inbox.full.store(true, Relaxed);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use ecmdq_ring::{MultiProducer, QueueSize, QueueWords, SharedQueue, SharedRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -140,8 +140,8 @@ impl NativeRing {
         let all = MultiProducer::new(words, size, size.index(start), flags, producers as usize);
         let submitted = u64::from(size.index(start).raw());
         if let Some(msi) = &msi {
-            // Release: nothing is complete yet, and the SMMU writes the word later.
-            msi.region.store_u32(msi.offset, submitted as u32, Release);
+            // Relaxed: nothing is complete yet, and the SMMU writes the word later.
+            msi.region.store_u32(msi.offset, submitted as u32, Relaxed);
         }
         let shared = Arc::new(Shared { recovery, msi, doorbell, producers });
         let handle = |(number, producer)| Self {

@@ -1,6 +1,6 @@
 //! The consuming end of a native ring: what stands for the host's SMMU where there is none.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use ecmdq_ring::handshake::{Handshake, Step};
 use ecmdq_ring::{Consumer, Index, QueueSize, QueueWords, SharedQueue, SharedRegion, Toggle};
@@ -47,7 +47,8 @@ impl HostSmmu {
                 Control::Cmdq { gerror, gerrorn, errors: Toggle::default() }
             }
             RingFormat::Ecmdq => {
-                Control::Ecmdq(Handshake::restored(words.load_prod(Acquire), words.load_cons(Acquire), false))
+                // Relaxed: the ring is empty, and nobody writes yet.
+                Control::Ecmdq(Handshake::restored(words.load_prod(Relaxed), words.load_cons(Relaxed), false))
             }
         };
         let mut consumer = Consumer::new(words, size, start);

@@ -19,7 +19,7 @@ mod trap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use parking_lot::Mutex;
@@ -187,8 +187,9 @@ impl VirtualSmmu {
 
     /// Whether it had no worker, and gets one now.
     pub(crate) fn take_seat(&self) -> bool {
-        // Acquire and release: pairs with `part`, so that what its last worker did is seen.
-        !self.0.seated.swap(true, AcqRel)
+        // Relaxed: what a worker has to see of the last one is behind locks, of the waker and of the state, that the last one
+        // took before `part` stored what is swapped here.
+        !self.0.seated.swap(true, Relaxed)
     }
 
     /// It gets a worker: commands name the identities that its host queue takes, events go to `events`.
@@ -209,8 +210,8 @@ impl VirtualSmmu {
     pub(crate) fn part(&self) {
         self.set_waker(None);
         self.0.control(|state| state.events = None);
-        // Release: see `take_seat`.
-        self.0.seated.store(false, Release);
+        // Relaxed: see `take_seat`.
+        self.0.seated.store(false, Relaxed);
     }
 
     /// After a panic in [`Self::with_state`]: which queue is not served any more; `None` if nothing is.

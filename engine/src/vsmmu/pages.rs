@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ecmdq_ring::SharedRegion;
 
@@ -96,20 +96,20 @@ impl Pages {
     pub fn reset(&self, features: &Features) {
         self.frame.clear();
         self.control.clear();
-        // Release: a guest that is started later sees whole register pages.
+        // Relaxed: the VMM starts the guest after this, and the lock of the state orders the worker.
         for (n, value) in features.idrs().into_iter().enumerate() {
-            self.frame.store_u32(IDR0 + 4 * n, value, Release);
+            self.frame.store_u32(IDR0 + 4 * n, value, Relaxed);
         }
-        self.frame.store_u32(IDR6, features.idr6(), Release);
-        self.frame.store_u32(AIDR, features.aidr(), Release);
+        self.frame.store_u32(IDR6, features.idr6(), Relaxed);
+        self.frame.store_u32(AIDR, features.aidr(), Relaxed);
         for page in 0..features.control_pages() {
             let at = CONTROL_PAGE_BASE + CONTROL_PAGE_STRIDE * page;
             let offset = (CONTROL_PAGES + page * CONTROL_PAGE_SIZE) as u64;
             // ADDR, CMDQGS=64 KiB, PRESET: registers.
-            self.frame.store_u64(at, offset | 0b01 << 1 | 1, Release);
+            self.frame.store_u64(at, offset | 0b01 << 1 | 1, Relaxed);
             // EN and ENACK are fixed at 1.
-            self.frame.store_u32(at + 8, 1, Release);
-            self.frame.store_u32(at + 12, 1, Release);
+            self.frame.store_u32(at + 8, 1, Relaxed);
+            self.frame.store_u32(at + 12, 1, Relaxed);
         }
     }
 

@@ -3,10 +3,13 @@
 //! What is saved is what the guest can see, and where each queue stands. A CMD_SYNC or a command for the VMM that was taken
 //! and had not completed is not consumed yet: CONS points at it, and it is taken again. What had been consumed and was
 //! not on the host yet is made good by the invalidation of all that the guest may have cached.
+//!
+//! Registers are read and written relaxed: the lock of the state orders the worker, and the VMM stops the vCPUs before it saves and
+//! starts them after it has restored.
 
 mod bytes;
 
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::Relaxed;
 
 use ecmdq_ring::Toggle;
 use ecmdq_ring::handshake::{EN, ERR, Handshake, REASON_SHIFT};
@@ -126,7 +129,7 @@ impl State {
 
     fn save(&self) -> Snapshot {
         let frame = &self.pages.frame;
-        let value = |register: &Writable| frame.load(register.offset, Acquire);
+        let value = |register: &Writable| frame.load(register.offset, Relaxed);
         let registers = WRITABLE.iter().filter(|register| !is_cmdq(register));
         let active = self.errors.active();
         Snapshot {
@@ -192,16 +195,16 @@ impl State {
         self.reset();
         let frame = &self.pages.frame;
         for (offset, value) in registers {
-            frame.store(*offset as usize, *value, Release);
+            frame.store(*offset as usize, *value, Relaxed);
         }
         // SMMUEN takes effect again when the VMM has followed it; meanwhile the guest sees what it saw.
         (self.cr0ack, self.smmuen_untold) = (*cr0ack, true);
-        self.gbpa_untold = frame.load_u32(GBPA, Acquire) != 0;
+        self.gbpa_untold = frame.load_u32(GBPA, Relaxed) != 0;
         self.irq_ctrl = *irq_ctrlack;
         self.errors = Toggle::new(*gerror, *gerrorn);
-        frame.store_u32(CR0ACK, self.cr0ack, Release);
-        frame.store_u32(IRQ_CTRLACK, self.irq_ctrl, Release);
-        frame.store_u32(GERROR, *gerror, Release);
+        frame.store_u32(CR0ACK, self.cr0ack, Relaxed);
+        frame.store_u32(IRQ_CTRLACK, self.irq_ctrl, Relaxed);
+        frame.store_u32(GERROR, *gerror, Relaxed);
         for queue in queues {
             if let Some(slot) = self.slots.get_mut(queue.number as usize) {
                 slot.restore(queue, &self.features, &*self.ram);
@@ -217,7 +220,7 @@ impl Slot {
         // A restored queue is looked at whatever was last seen of it; a panic of one process is none of another.
         let Slot { place, control: _, queue, quarantined: _, more: _, seen: _ } = self;
         let registers = &place.registers;
-        let register = registers.load_u64(place.base, Acquire) & QUEUE_BASE;
+        let register = registers.load_u64(place.base, Relaxed) & QUEUE_BASE;
         let (base, cons, blame) = match queue {
             Some(queue) => {
                 let unchanged = CommandQueue::new(register, 0, features).base() == queue.base();
@@ -225,7 +228,7 @@ impl Slot {
                 (base, queue.cons().raw() | self.flags(), queue.blame_bits())
             }
             // The guest can write CONS now: not all that it says needs to be so.
-            None => (register, registers.load_u32(place.cons, Acquire) & self.cons_bits() & !self.enack(), 0),
+            None => (register, registers.load_u32(place.cons, Relaxed) & self.cons_bits() & !self.enack(), 0),
         };
         let (enabled, stopped) = (queue.is_some(), self.is_stopped(active));
         let state = QueueState { number, enabled, stopped, blame, base, prod: self.prod(), cons };
@@ -271,9 +274,9 @@ impl Slot {
     fn restore(&mut self, state: &QueueState, features: &Features, ram: &dyn GuestRam) {
         let QueueState { number: _, enabled, stopped, blame, base, prod, cons } = *state;
         let registers = &self.place.registers;
-        registers.store_u64(self.place.base, base, Release);
-        registers.store_u32(self.place.cons, cons, Release);
-        registers.store_u32(self.place.prod, prod, Release);
+        registers.store_u64(self.place.base, base, Relaxed);
+        registers.store_u32(self.place.cons, cons, Relaxed);
+        registers.store_u32(self.place.prod, prod, Relaxed);
         // A code that the guest wrote while the queue was disabled, and that is none, is not told when it is enabled.
         let code = error_code(cons);
         self.control = match self.control {

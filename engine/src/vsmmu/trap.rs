@@ -1,6 +1,6 @@
 //! Trapped accesses: a register file in front of the register memory, with the architecture's guards.
 
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crossbeam::utils::Backoff;
 use ecmdq_ring::handshake::{EN, ERR};
@@ -118,10 +118,11 @@ impl Shared {
         let Some(register) = WRITABLE.iter().find(|register| register.offset == offset) else { return 0 };
         let bits = register.bits(&self.features);
         let frame = &self.pages.frame;
-        // An enable counts until its acknowledgement has gone as well.
+        // An enable counts until its acknowledgement has gone as well. Relaxed: the lock orders the vCPUs that write the
+        // control register. Acquire: pairs with the worker's release store of the acknowledgement, here and below.
         let enabled = |control, bits: u32| {
             let ack = control + 4;
-            (frame.load_u32(control, Acquire) | frame.load_u32(ack, Acquire)) & bits != 0
+            (frame.load_u32(control, Relaxed) | frame.load_u32(ack, Acquire)) & bits != 0
         };
         let update = u64::from(GBPA_UPDATE);
         match register.guard {
@@ -141,7 +142,9 @@ impl Shared {
 
     fn ecmdq_bits(&self, block: usize, offset: usize) -> u64 {
         let control = &self.pages.control;
-        let prod = control.load_u32(block + ECMDQ_PROD, Acquire);
+        // Relaxed: only guests write it. Acquire: pairs with the worker's release store of CONS: what was enabled is not used
+        // any more.
+        let prod = control.load_u32(block + ECMDQ_PROD, Relaxed);
         let cons = control.load_u32(block + ECMDQ_CONS, Acquire);
         let disabled = (prod | cons) & EN == 0;
         match offset {
@@ -155,6 +158,7 @@ impl Shared {
     /// Whether any ECMDQ is enabled, or on its way.
     fn any_ecmdq(&self) -> bool {
         let control = &self.pages.control;
+        // Acquire: as in `ecmdq_bits`.
         let word = |at| control.load_u32(at, Acquire);
         let mut blocks = (0..control.len()).step_by(Pages::ecmdq_stride(&self.features));
         blocks.any(|block| (word(block + ECMDQ_PROD) | word(block + ECMDQ_CONS)) & EN != 0)

@@ -74,7 +74,7 @@ impl<H> Orders<H> {
             Some(waiting) => waiting.push(order),
             None => return Err(order),
         }
-        // Relaxed: it only tells to look; the lock orders the rest.
+        // Relaxed: whoever sees it takes the lock after us.
         self.any.store(true, Relaxed);
         self.wake();
         Ok(())
@@ -82,11 +82,12 @@ impl<H> Orders<H> {
 
     /// All of them. While there are none, which is a load, nothing is locked.
     pub fn take(&self) -> Vec<Order<H>> {
-        // Relaxed: see `give`.
+        // Relaxed: a waker's fence orders it where it must not be missed; the lock orders the rest.
         if !self.any.load(Relaxed) {
             return Vec::new();
         }
         let mut waiting = self.waiting.lock();
+        // Relaxed: under the lock, so that an order that comes later stores after this.
         self.any.store(false, Relaxed);
         waiting.as_mut().map(mem::take).unwrap_or_default()
     }
