@@ -5,7 +5,7 @@
 //! registers that the architecture makes 64 bits wide, 32 bits for everything else. An access of the guest to a half of a
 //! 64-bit register becomes one to the whole word.
 
-use std::sync::atomic::Ordering::{self, Acquire, Release};
+use std::sync::atomic::Ordering::{self, Relaxed};
 
 use ecmdq_ring::SharedRegion;
 
@@ -117,18 +117,19 @@ impl RegisterWords {
 
     /// Makes every word zero. What is zero is left alone: its cache line need not be taken from whoever polls it.
     pub fn clear(&self) {
+        // Relaxed: the VMM starts the guest after this, and the lock of the state orders the worker.
         let memory = &self.memory;
         let clear_u32 = |offset| {
-            if memory.load_u32(offset, Acquire) != 0 {
-                memory.store_u32(offset, 0, Release);
+            if memory.load_u32(offset, Relaxed) != 0 {
+                memory.store_u32(offset, 0, Relaxed);
             }
         };
         for offset in (0..self.len()).step_by(8) {
             if !self.layout.is_wide(offset) {
                 clear_u32(offset);
                 clear_u32(offset + 4);
-            } else if memory.load_u64(offset, Acquire) != 0 {
-                memory.store_u64(offset, 0, Release);
+            } else if memory.load_u64(offset, Relaxed) != 0 {
+                memory.store_u64(offset, 0, Relaxed);
             }
         }
     }
@@ -204,7 +205,6 @@ mod tests {
 
     #[test]
     fn a_word_is_loaded_and_stored_as_a_whole_by_any_byte_of_it() {
-        use Ordering::Relaxed;
         let frame = RegisterWords::frame(SharedRegion::from_words(vec![0; 0x2_0000 / 8]));
         frame.store(0x94, 0x1122_3344_5566_7788, Relaxed);
         assert_eq!(frame.load_u64(0x90, Relaxed), 0x1122_3344_5566_7788);

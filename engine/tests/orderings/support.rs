@@ -106,7 +106,7 @@ impl Guest {
     /// Runs the guest on this thread while a worker serves it on another one.
     pub fn run(&self, guest: impl FnOnce(&Self)) {
         let mut worker = Worker::new(AtOnce::default());
-        worker.attach(self.smmu.clone());
+        worker.attach(self.smmu.clone()).unwrap();
         serve(&mut worker, || guest(self));
     }
 

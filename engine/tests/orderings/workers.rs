@@ -24,7 +24,7 @@ fn a_guest_that_changes_its_worker_takes_with_it_what_the_last_one_knew() {
         for worker in &mut workers {
             scope.spawn(|| worker.run(&false.into()));
         }
-        handles[1].attach(guest.smmu.clone(), None, Share::default());
+        handles[1].attach(guest.smmu.clone(), None, Share::default()).unwrap();
         guest.start_cmdq();
         for round in 0..20 {
             let (first, end) = (index(3 * round), index(3 * round + 3));
@@ -34,7 +34,7 @@ fn a_guest_that_changes_its_worker_takes_with_it_what_the_last_one_knew() {
             let (from, to) = (&handles[(1 - round % 2) as usize], &handles[(round % 2) as usize]);
             from.detach(&guest.smmu).wait();
             assert_eq!(guest.ram.read(DATA), round + 1);
-            to.attach(guest.smmu.clone(), None, Share::default());
+            to.attach(guest.smmu.clone(), None, Share::default()).unwrap();
         }
         handles.iter().for_each(|handle| handle.stop());
     });
