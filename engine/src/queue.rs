@@ -272,9 +272,13 @@ impl CommandQueue {
         }
     }
 
-    /// ATC_INVs that make good for whatever this queue may have sent are in a round: if that times out, its next CMD_SYNC says so.
-    pub fn add_atc_invs(&mut self, round: u64) {
-        self.atc.add(round);
+    /// What makes good for whatever this queue may have sent is in a round, with or without ATC_INVs: if that fails, the queue's next
+    /// CMD_SYNC says so.
+    pub fn made_good(&mut self, round: u64, atc_invs: bool) {
+        self.sent.add(round);
+        if atc_invs {
+            self.atc.add(round);
+        }
     }
 
     /// Takes a batch, up to the PROD word and of `most` commands, into the outbox, which must have room; `round` is the one that

@@ -253,6 +253,11 @@ impl<H: HostQueue> Submission<H> {
         (!self.cramped).then_some(&mut self.out)
     }
 
+    /// Whether a visit has found too little room in the outbox.
+    pub fn is_cramped(&self) -> bool {
+        self.cramped
+    }
+
     /// Hands the outbox over if a visit has found too little room in it. Says whether there is some now.
     pub fn make_room(&mut self) -> bool {
         if !std::mem::take(&mut self.cramped) {

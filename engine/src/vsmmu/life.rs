@@ -75,10 +75,9 @@ impl State {
             *room = command;
             n += 1;
         }
-        if has_atc_inv(&out.buffers().1[..n]) {
-            let queues = self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut());
-            queues.for_each(|queue| queue.add_atc_invs(round));
-        }
+        let atc_invs = has_atc_inv(&out.buffers().1[..n]);
+        let queues = self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut());
+        queues.for_each(|queue| queue.made_good(round, atc_invs));
         out.keep(n);
         self.counters.forwarded.add(n);
         self.invalidating = (end < self.streams.slots()).then_some(end);

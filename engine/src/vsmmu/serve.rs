@@ -24,6 +24,20 @@ pub(crate) enum Served {
     Left,
 }
 
+/// How far the turns of a guest's queues have got.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turns {
+    next: usize,
+    /// How many there are.
+    n: usize,
+    /// How many queues may have been taken from.
+    served: usize,
+    /// The first queue for which there was no credit or no room.
+    denied: Option<usize>,
+    /// A queue has more than was taken.
+    more: bool,
+}
+
 /// What came of a look at a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Took {
@@ -37,14 +51,16 @@ enum Took {
 
 impl State {
     /// One visit: registers, completions, and a batch from the queues whose turn it is, or from all of them, then further ones from
-    /// those that have more, as long as there are credit and room.
+    /// those that have more, as long as there are credit and room. `goes_on` says that there is room again for what the last visit was cut
+    /// short of.
     pub fn serve<H: HostQueue>(
         &mut self,
         to: &mut Submission<H>,
         allowance: &mut Allowance,
         all: bool,
+        goes_on: bool,
     ) -> Served {
-        let busy = !self.paused && !self.quarantined && self.serve_queues(to, allowance, all);
+        let busy = !self.paused && !self.quarantined && self.serve_queues(to, allowance, all, goes_on);
         match () {
             () if busy => Served::Something,
             () if self.rota.is_quiet() => Served::Nothing,
@@ -58,6 +74,7 @@ impl State {
         to: &mut Submission<H>,
         allowance: &mut Allowance,
         all: bool,
+        goes_on: bool,
     ) -> bool {
         let mut busy = self.follow_registers();
         if busy {
@@ -66,42 +83,66 @@ impl State {
         if self.invalidating.is_some() {
             busy |= self.invalidate(to);
         }
-        let turns = self.rota.begin(all, allowance.spent_before());
-        if std::mem::take(&mut self.settled) && !busy && self.is_unchanged(turns) {
-            self.settled = true;
-            self.rota.rest();
-            self.rota.end(None);
-            return false;
-        }
-        let (mut denied, mut more, mut turn, mut served) = (None, false, 0, turns);
+        let mut turns = match self.cut.take() {
+            Some(cut) if goes_on => Turns { denied: None, ..cut },
+            cut => {
+                if let Some(Turns { denied, .. }) = cut {
+                    self.rota.end(denied);
+                }
+                let n = self.rota.begin(all, allowance.spent_before());
+                if std::mem::take(&mut self.settled) && !busy && self.is_unchanged(n) {
+                    self.settled = true;
+                    self.rota.rest();
+                    self.rota.end(None);
+                    return false;
+                }
+                Turns { next: 0, n, served: n, denied: None, more: false }
+            }
+        };
         // Until the VMM follows SMMUEN, nothing is taken that depends on it.
         let takes = self.smmuen_pending.is_none() && self.invalidating.is_none();
-        while turn < turns {
-            if denied.is_some() && !self.rota.is_look(turn) {
+        while turns.next < turns.n {
+            if turns.denied.is_some() && !self.rota.is_look(turns.next) {
                 // The others have their turn in the next sweep, or in one after that: first comes who was denied.
                 busy |= self.complete_waiting(to);
-                (served, turn) = (turn, self.rota.first_look());
+                (turns.served, turns.next) = (turns.next, self.rota.first_look());
                 continue;
             }
-            let number = self.rota.turn(turn);
-            turn += 1;
+            let number = self.rota.turn(turns.next);
+            turns.next += 1;
             self.serving = Some(number);
             let completed = self.slots[number].waits() && self.complete(number, to);
-            let took = if takes { self.take(number, to, allowance, &mut denied) } else { Took::Nothing };
-            more |= took == Took::Part;
+            let took =
+                if takes { self.take(number, to, allowance, &mut turns.denied) } else { Took::Nothing };
+            turns.more |= took == Took::Part;
             let waits = self.slots[number].waits();
             self.waiting.set(number, waits);
             self.rota.note(number, completed || took != Took::Nothing || waits);
             busy |= completed || matches!(took, Took::Something | Took::Part);
+            if took == Took::Denied && to.is_cramped() {
+                turns.next -= 1;
+                return self.cut_short(turns, to);
+            }
         }
-        if more {
-            self.take_more(served, to, allowance, &mut denied);
+        if turns.more {
+            self.take_more(turns.served, to, allowance, &mut turns.denied);
+            if to.is_cramped() {
+                return self.cut_short(turns, to);
+            }
         }
         self.serving = None;
-        self.rota.end(denied);
+        self.rota.end(turns.denied);
         let waits = self.waiting.any() || self.gbpa_pending.is_some();
-        self.settled = takes && !busy && !waits && denied.is_none() && self.calls.is_empty();
+        self.settled = takes && !busy && !waits && turns.denied.is_none() && self.calls.is_empty();
         busy
+    }
+
+    /// The outbox has too little room: the turns go on in the next visit, if there is some by then.
+    fn cut_short<H: HostQueue>(&mut self, turns: Turns, to: &mut Submission<H>) -> bool {
+        self.complete_waiting(to);
+        self.serving = None;
+        self.cut = Some(turns);
+        true
     }
 
     /// Whether none of those that have a turn has a PROD that it did not have when there was nothing to do for it.
@@ -203,6 +244,10 @@ impl State {
                     self.serving = Some(number);
                     again |= self.take(number, to, allowance, denied) == Took::Part;
                     self.waiting.set(number, self.slots[number].waits());
+                    if to.is_cramped() {
+                        self.slots[number].more = true;
+                        return;
+                    }
                 }
             }
         }

@@ -12,7 +12,7 @@ use ecmdq_ring::handshake::Handshake;
 use super::calls::{Call, Callbacks, Calls};
 use super::doorbell::Bell;
 use super::pages::Pages;
-use super::serve::Served;
+use super::serve::{Served, Turns};
 use super::slot::{Control, Slot};
 use super::{Config, ConfigError};
 use crate::bits::Bits;
@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(super) slots: Box<[Slot]>,
     /// Which slots are looked at, and in which order.
     pub(super) rota: Rota,
+    /// What the last visit was cut short of, for want of room.
+    pub(super) cut: Option<Turns>,
     /// Which slots wait for something, or have lately: to be found without a look at each.
     pub(super) waiting: Bits,
     /// Nothing was to be done in the last sweep, and nothing is waited for: only the guest's own registers can change that, or the VMM,
@@ -136,6 +138,7 @@ impl State {
             errors: Toggle::default(),
             slots,
             rota: Rota::new(queues, QUEUES, TURNS),
+            cut: None,
             waiting: Bits::new(queues),
             settled: false,
             tokens: Tokens::new(queues + 2, bell.clone()),
@@ -184,6 +187,7 @@ impl State {
     pub fn quarantine(&mut self, queue: Option<usize>) -> Option<usize> {
         // Whose turn it was is not known any more: everybody has one.
         self.rota.resize(self.slots.len());
+        self.cut = None;
         for number in 0..self.slots.len() {
             self.waiting.set(number, self.slots[number].waits());
         }

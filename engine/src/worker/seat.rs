@@ -74,7 +74,7 @@ impl<H: HostQueue> Seat<H> {
             if let Some((round, failure)) = to.failed() {
                 state.on_sync_failed(round, failure);
             }
-            if leaves { state.leave(to) } else { state.serve(to, allowance, all) }
+            if leaves { state.leave(to) } else { state.serve(to, allowance, all, false) }
         });
         // Once more for what the VMM has done at once, and as often as the outbox can be emptied.
         loop {
@@ -86,7 +86,7 @@ impl<H: HostQueue> Seat<H> {
             if has_room {
                 allowance.go_on();
             }
-            visit(guest, teller, |state| state.serve(to, allowance, all));
+            visit(guest, teller, |state| state.serve(to, allowance, all, has_room));
             served = Served::Something;
         }
         // What was denied for want of credit gets some in the next sweep; for a limit it takes a while.

@@ -74,11 +74,12 @@ fn every_producer_that_waits_behind_an_error_is_told_whoever_mended_it() {
     let (memory, layout) = layout(CMDQ, false);
     let mut rings = NativeRing::new(layout, 2).unwrap();
     let (mut second, mut first) = (rings.pop().unwrap(), rings.pop().unwrap());
-    // Both have asked before the SMMU begins.
+    // Both have asked before the SMMU begins, and the tickets of both cover the command that is illegal.
+    assert_eq!(second.submit(&[nh_page(1)]), 1);
     let (_, first_ticket) = first.submit_and_sync(&[illegal()]);
-    let (_, second_ticket) = second.submit_and_sync(&[nh_page(1)]);
+    let (_, second_ticket) = second.submit_and_sync(&[nh_page(2)]);
     thread::scope(|scope| {
-        scope.spawn(|| smmu(&memory, CMDQ, 4));
+        scope.spawn(|| smmu(&memory, CMDQ, 5));
         let told = [(first, first_ticket), (second, second_ticket)]
             .map(|(mut ring, ticket)| scope.spawn(move || reach(&mut ring, ticket.unwrap())));
         assert_eq!(told.map(|told| told.join().unwrap()), [vec![ILLEGAL], vec![ILLEGAL]]);

@@ -93,6 +93,20 @@ fn a_worker_that_goes_while_a_guest_leaves_tells_who_waits_and_the_next_one_make
 }
 
 #[test]
+fn what_makes_good_and_is_refused_is_told_at_the_next_cmd_sync() {
+    let (guest, worker) = under_way();
+    let smmu = worker.guests().next().unwrap().clone();
+    drop(worker);
+    let host = Script::default();
+    let mut next = Worker::new(host.clone());
+    next.attach(smmu).unwrap();
+    (0..3).for_each(|_| _ = next.poll());
+    host.fail_for(1, Cause::Illegal, Some(makes_good(1)[0]));
+    (0..3).for_each(|_| _ = next.poll());
+    assert_eq!((guest.error(), guest.cons()), (Some(CERROR_ILL), 1));
+}
+
+#[test]
 fn an_atc_inv_that_makes_good_and_times_out_is_told_at_the_next_cmd_sync() {
     let (guest, worker) = under_way();
     let smmu = worker.guests().next().unwrap().clone();
