@@ -208,6 +208,14 @@ impl Rules {
         }
     }
 
+    /// The ATC_INV of all PASIDs of a stream; `None` if the guest has no SubstreamIDs, or no ATS. An endpoint that knows no PASIDs
+    /// ignores it (IHI 0070 §4.5.1).
+    pub(crate) fn atc_inv_pasids(&self, stream: HostStreamId) -> Option<Command> {
+        const GLOBAL_SSV: u64 = 1 << 9 | 1 << 11;
+        let Command([low, high]) = self.host_all(Opcode::ATC_INV, stream).filter(|_| self.ssid_bits > 0)?;
+        Some(Command([low | GLOBAL_SSV, high]))
+    }
+
     /// Commands name the identities that the host queue takes.
     pub(crate) fn set_identities(&mut self, identities: Identities) {
         self.guest_streams = identities == Identities::Guest;

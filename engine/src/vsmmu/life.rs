@@ -63,11 +63,12 @@ impl State {
     pub(super) fn invalidate<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
         let round = to.round();
         let (Some(first), Some(out)) = (self.invalidating, to.room()) else { return false };
-        let end = self.streams.slots().min(first + FEW / 2 - 1);
+        let end = self.streams.slots().min(first + (FEW - 1) / 3);
         let streams = (first..end).filter_map(|slot| self.streams.at(slot));
         let of_streams = streams.flat_map(|(guest, host)| {
             let host = self.rules.name(guest, host);
-            [Opcode::CFGI_CD_ALL, Opcode::ATC_INV].map(|opcode| self.rules.host_all(opcode, host))
+            let all = |opcode| self.rules.host_all(opcode, host);
+            [all(Opcode::CFGI_CD_ALL), all(Opcode::ATC_INV), self.rules.atc_inv_pasids(host)]
         });
         let everything = (first == 0).then(|| self.rules.host_all(Opcode::TLBI_NSNH_ALL, HostStreamId(0)));
         let mut n = 0;

@@ -59,6 +59,24 @@ fn what_a_dropped_worker_had_taken_is_made_good_before_the_cmd_sync_completes() 
 }
 
 #[test]
+fn what_makes_good_for_a_guest_with_substream_ids_reaches_entries_of_all_pasids() {
+    let host = Script::at_once();
+    let mut worker = Worker::new(host.clone());
+    let mut setup = Rig::ats_setup(1);
+    setup.features.ssid_bits = 4;
+    let (mut guest, smmu) = Guest::new(setup);
+    worker.attach(smmu.clone()).unwrap();
+    drop(worker);
+    let mut next = Worker::new(host.clone());
+    next.attach(smmu).unwrap();
+    guest.start(4);
+    (0..3).for_each(|_| _ = next.poll());
+    // ATC_INV with SSV and Global.
+    let all_pasids = Command([0x40 | 1 << 9 | 1 << 11 | 1 << 48, 52]);
+    assert_eq!(host.received()[..], [makes_good(1), vec![all_pasids]].concat());
+}
+
+#[test]
 fn a_reset_does_not_forget_what_a_dropped_worker_left_undone() {
     let (mut guest, worker) = under_way();
     let smmu = worker.guests().next().unwrap().clone();
