@@ -46,7 +46,7 @@ impl<H: HostQueue> Seat<H> {
     ) -> Served {
         let missed = self.missed;
         if let Some(own) = &mut self.own {
-            guarded(own, teller, |own| _ = own.begin(!missed || own.failed().is_none()));
+            guarded(own, teller, |own| own.begin(!missed || own.failed().is_none()));
         }
         let served = self.turn(shared, now, all, teller);
         (self.missed, self.left) = (served == Served::Missed, served == Served::Left);
