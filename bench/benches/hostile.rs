@@ -120,7 +120,7 @@ fn times(worst: Worst, ring: &[[u64; 2]], pages: u8, queues: u8, n: usize) -> Ve
             }
         });
         // All queues are enabled by then.
-        (0..20_000).for_each(|_| sweep());
+        (0..4000).for_each(|_| sweep());
         let times = (0..n).map(|_| {
             (0..QUIET).for_each(|_| sweep());
             neighbour.write(&[TLBI, SYNC]);
