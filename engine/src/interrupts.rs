@@ -5,7 +5,10 @@ use std::fmt;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-/// How the virtual SMMU interrupts its guest. The worker calls it, and goes on when it returns: it must not wait.
+/// How the virtual SMMU interrupts its guest. The worker calls it, and goes on when it returns: it must not wait for the worker.
+///
+/// Nothing is locked during a call: it may call the virtual SMMU, and may take any lock. Registers show by then what is told; calls come
+/// after the visit in which they arose, in the order in which they did.
 pub trait Interrupts: Send {
     /// The global error wire: an edge (facts sheet, section 2.4).
     fn gerror(&mut self) {}

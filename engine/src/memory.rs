@@ -33,6 +33,9 @@ use vm_memory::{GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 /// * register it with userfaultfd unless each fault is resolved by a thread that waits for no worker. Such a fault delays
 ///   all guests of the worker.
 ///
+/// Its methods are called while the guest's state is locked: they must not call the guest's virtual SMMU, and must not take a lock that
+/// another thread holds while it does.
+///
 /// A violation ends the process by SIGSEGV or SIGBUS, or blocks the worker. `MADV_DONTNEED`, a balloon and hole punching
 /// are fine: the engine reads zeros, or what the file has.
 pub trait GuestRam: Send + Sync {

@@ -58,6 +58,9 @@ pub enum Identities {
 /// A queue that executes canonical commands. No method waits.
 ///
 /// A worker calls it from one thread. Tickets are reached in their order.
+///
+/// Nothing of a guest is locked during a call: an implementation may take any lock, also one that other threads hold while they call a
+/// virtual SMMU or a worker handle.
 pub trait HostQueue {
     /// Whose identities the commands name; it does not change.
     fn identities(&self) -> Identities {
@@ -78,11 +81,13 @@ pub trait HostQueue {
         (taken, (taken == commands.len()).then(|| self.sync()))
     }
 
-    /// The newest ticket that has been reached; with it, every older one that has not failed.
+    /// The newest ticket that has been reached; with it, every older one that has not failed. The worker asks whenever anything is on its
+    /// way, also without a ticket: here a queue finds and mends errors.
     fn completed(&mut self) -> Ticket;
 
-    /// Whether, and why, the synchronisation of a ticket failed. The worker asks for the oldest ticket that it has not
-    /// seen reached or failed; a failed one counts as reached, and is not asked for again.
+    /// Whether, and why, the synchronisation of a ticket failed: only if a command failed that it covers and no ticket before. The worker
+    /// asks for the oldest ticket that it has not seen reached or failed; a failed one counts as reached, and is not asked for again.
+    /// What else has failed of the same commands, the next ticket says.
     fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
         let _ = ticket;
         None
