@@ -5,8 +5,8 @@ mod common;
 
 use common::reg::CR0;
 use common::*;
-use ecmdq_engine::Command;
 use ecmdq_engine::host::Cause::{AtcTimeout, DeviceGone, Illegal, Transient};
+use ecmdq_engine::{Command, Worker};
 
 /// A word of RAM that is in no queue.
 const WORD: u64 = RAM + 0x804;
@@ -134,4 +134,49 @@ fn a_guest_that_is_left_out_of_a_sweep_hears_of_the_failure_and_the_others_hear_
     rig.host.finish_all();
     rig.poll_times(2);
     assert_eq!((rig.cons(0), rig.guests[0].u32_at(WORD)), (2, 9));
+}
+
+#[test]
+fn what_a_guests_own_host_failed_to_do_while_its_vmm_was_busy_is_told() {
+    let (mut busy, slow, ram) = BusyVmm::new();
+    let (mut guest, smmu) = Guest::new(Setup { ram: Some(slow), ..Rig::ats_setup(1) });
+    guest.ram = ram;
+    let host = Script::default();
+    let mut worker = Worker::without_host();
+    worker.attach_with(smmu.clone(), host.clone()).unwrap();
+    guest.write(CR0, SMMUEN);
+    guest.start(4);
+    (0..3).for_each(|_| _ = worker.poll());
+    guest.send(&[atc_inv(STREAM), sync()]);
+    (0..2).for_each(|_| _ = worker.poll());
+    busy.begin(smmu);
+    host.fail(1, AtcTimeout);
+    (0..4).for_each(|_| _ = worker.poll());
+    assert_eq!((guest.cons(), guest.active()), (1, 0), "left out");
+    busy.end();
+    (0..3).for_each(|_| _ = worker.poll());
+    assert_eq!((guest.error(), guest.cons()), (Some(CERROR_ATC_INV_SYNC), 1));
+}
+
+#[test]
+fn a_guest_that_is_quiet_beside_a_busy_one_hears_of_a_failure() {
+    let mut rig = Rig::with_ats(10);
+    // In the round of guest 0, which waits.
+    rig.guests[1].send(&[atc_inv(STREAM)]);
+    rig.guests[0].send(&[nh_asid(1), sync()]);
+    rig.poll();
+    // Only guests 0 and 2 have a turn in most sweeps then.
+    for asid in 0..300 {
+        rig.guests[2].send(&[nh_asid(asid)]);
+        rig.poll();
+    }
+    rig.host.fail(1, AtcTimeout);
+    rig.guests[2].send(&[nh_asid(300)]);
+    rig.poll();
+    rig.guests[1].send(&[sync()]);
+    rig.poll_times(3);
+    rig.host.finish_all();
+    rig.poll_times(3);
+    assert_eq!((rig.guests[1].error(), rig.cons(1)), (Some(CERROR_ATC_INV_SYNC), 1));
+    assert_eq!((rig.guests[0].error(), rig.cons(0)), (None, 2));
 }

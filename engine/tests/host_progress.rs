@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{iter, thread};
 
 use common::*;
@@ -161,4 +161,58 @@ fn a_host_queue_that_wakes_its_worker_is_told_to_stand_still_by_a_worker_that_sl
     let told = iter::from_fn(|| events.recv_timeout(Duration::from_secs(10)).ok());
     assert!(told.map(|event| event.kind).any(|kind| matches!(kind, EventKind::HostStalled(_))));
     drop(running);
+}
+
+/// A worker whose host queue has this, and what tells of stalls.
+fn watched(stalled: Duration) -> (Guest, Worker<Script>, Script) {
+    let host = Script::default();
+    let mut worker = Worker::new(host.clone());
+    let (mut guest, smmu) = Guest::new(Setup::default());
+    worker.attach(smmu).unwrap();
+    guest.start(4);
+    let worker = worker.with_sleep(Idle { stalled, ..Idle::default() });
+    let mut worker = worker.unwrap();
+    while worker.poll() {}
+    (guest, worker, host)
+}
+
+fn stalls(worker: &Worker<Script>) -> usize {
+    let events = worker.events();
+    events.try_iter().filter(|event| matches!(event.kind, EventKind::HostStalled(_))).count()
+}
+
+#[test]
+fn a_stall_is_told_once_in_each_period() {
+    const PERIOD: Duration = Duration::from_millis(20);
+    let start = Instant::now();
+    let (mut guest, mut worker, _host) = watched(PERIOD);
+    guest.send(&[nh_asid(1), sync()]);
+    let mut told = 0;
+    while start.elapsed() < 5 * PERIOD || told == 0 {
+        while worker.poll() {}
+        let _ = worker.prepare_to_sleep();
+        told += stalls(&worker);
+    }
+    let most = start.elapsed().as_millis() / PERIOD.as_millis();
+    assert!(told as u128 <= most, "{told} in {:?}", start.elapsed());
+}
+
+#[test]
+fn a_host_queue_that_gets_on_does_not_stand_still_however_long_something_is_outstanding() {
+    let (mut guest, mut worker, host) = watched(Duration::from_millis(1));
+    let mut told = 0;
+    guest.send(&[nh_asid(1)]);
+    worker.poll();
+    for round in 1..=20 {
+        // A ticket is outstanding at each look, always another one.
+        guest.send(&[sync(), nh_asid(1)]);
+        (0..3).for_each(|_| _ = worker.poll());
+        assert!(host.syncs() >= round);
+        let _ = worker.prepare_to_sleep();
+        told += stalls(&worker);
+        thread::sleep(Duration::from_millis(2));
+        host.finish(round);
+        (0..3).for_each(|_| _ = worker.poll());
+    }
+    assert_eq!(told, 0);
 }

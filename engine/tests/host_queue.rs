@@ -117,6 +117,23 @@ fn a_full_host_queue_does_not_hold_back_syncs_that_the_host_has_finished() {
     assert_eq!(rig.cons(0), 2);
 }
 
+#[test]
+fn a_queue_that_finds_no_room_does_not_hold_back_the_cmd_sync_of_another_queue_of_its_guest() {
+    let mut rig = Rig::new(0, 11, Script::default());
+    rig.add(Rig::ats_setup(1), 11);
+    let mut ecmdq = rig.guests[0].ecmdq(0);
+    ecmdq.start(4);
+    rig.poll_times(2);
+    ecmdq.send(&[nh_asid(1), sync()]);
+    rig.poll();
+    rig.host.set_room(0);
+    rig.guests[0].send(&(0..2048).map(nh_asid).collect::<Vec<_>>());
+    rig.poll_times(20);
+    rig.host.finish(1);
+    rig.poll_times(3);
+    assert_eq!(ecmdq.cons(), 2);
+}
+
 /// The bound of "a fault stays at home": a flood may use the host queue up, but not for itself alone.
 #[test]
 fn a_flood_from_one_guest_does_not_keep_anothers_sync_from_completing() {

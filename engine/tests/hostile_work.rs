@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use ecmdq_engine::{RateLimit, Share, Worker};
+use ecmdq_engine::{Command, RateLimit, Share, Worker};
 
 /// Units of a guest in a sweep, and what an error and a handshake cost.
 const QUANTUM: u64 = 512;
@@ -134,6 +134,24 @@ fn contradictions_take_a_share_of_the_worker() {
     let most = yard.most(contradicts, |yard| yard.bad.stats.read().inconsistent);
     assert!((1..=2 * (QUANTUM / ERROR + 1)).contains(&most), "{most} in a sweep");
     let waits = yard.neighbour_waits(contradicts);
+    assert!(waits <= 4, "{waits} sweeps");
+}
+
+/// CMD_PREFETCH_CFG, which goes nowhere.
+fn prefetches(queue: &mut Ecmdq) {
+    if queue.cons() == queue.prod() {
+        queue.send(&[Command([0x01, 0]); 15]);
+    }
+}
+
+#[test]
+fn commands_that_go_nowhere_take_a_share_of_the_worker() {
+    let mut yard = Yard::new(Share::default());
+    yard.start_all();
+    let most = yard.most(prefetches, |yard| yard.bad.stats.read().commands);
+    // A batch that has begun is taken whole.
+    assert!((1..=2 * (QUANTUM + 15)).contains(&most), "{most} in a sweep");
+    let waits = yard.neighbour_waits(prefetches);
     assert!(waits <= 4, "{waits} sweeps");
 }
 

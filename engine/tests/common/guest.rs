@@ -66,6 +66,8 @@ pub struct Setup {
     pub features: Features,
     pub vmid: u16,
     pub host_stream: u32,
+    /// How many streams it may own.
+    pub max_streams: usize,
     /// Another memory than the default one.
     pub ram: Option<Box<dyn GuestRam>>,
     /// Other register pages than fresh ones.
@@ -85,6 +87,7 @@ impl Default for Setup {
             features: Features::default(),
             vmid: 7,
             host_stream: 0x1042,
+            max_streams: 8,
             ram: None,
             pages: None,
             direct: false,
@@ -120,15 +123,15 @@ pub struct Guest {
 impl Guest {
     /// A guest and the virtual SMMU that it sees.
     pub fn new(setup: Setup) -> (Self, VirtualSmmu) {
-        let Setup { features, vmid, host_stream, ram, pages, direct, interrupts, on_request, mut on_config } =
-            setup;
+        let Setup { features, vmid, host_stream, max_streams, ram, pages, direct, interrupts, .. } = setup;
+        let (on_request, mut on_config) = (setup.on_request, setup.on_config);
         let mapped = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE as usize)])
             .map(Arc::new)
             .unwrap();
         let control_len = if features.ecmdq { 0x1_0000 << features.control_pages_log2 } else { 0 };
         let pages = pages.unwrap_or_else(|| memory::memfd("test-registers", PAGES + control_len).unwrap().1);
         let stream = (StreamId(STREAM as u32), HostStreamId(host_stream));
-        let streams = Arc::new(StreamMap::new(8));
+        let streams = Arc::new(StreamMap::new(max_streams));
         streams.insert(stream.0, stream.1).unwrap();
         let configs = Arc::new(Mutex::new(Vec::new()));
         let (seen, map) = (configs.clone(), streams.clone());

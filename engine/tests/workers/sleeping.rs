@@ -256,6 +256,21 @@ fn what_waits_for_room_at_the_host_is_not_slept_over() {
     });
 }
 
+#[test]
+fn a_worker_naps_no_longer_than_until_it_looks_for_room_again() {
+    let idle = Idle { look_every: Duration::from_millis(3), ..sleepy(SleeperKind::Epoll) };
+    let idle = Idle { stalled: Duration::from_secs(1000), ..idle };
+    let mut worker = Worker::new(Narrow::default()).with_sleep(idle).unwrap();
+    let (mut guest, smmu) = Guest::new(trapped());
+    worker.attach(smmu).unwrap();
+    guest.start(4);
+    while worker.poll() {}
+    guest.send(&[1, 2, 3, 4, 5, 6, 7, 8].map(nh_asid));
+    worker.poll();
+    let nap = (0..4).find_map(|_| worker.prepare_to_sleep().or_else(|| (worker.poll(), None).1));
+    assert_eq!(nap.expect("there is nothing else to do").at_most, Some(idle.look_every));
+}
+
 /// A host that takes everything and completes nothing.
 #[derive(Debug, Default)]
 struct Still(u64);
@@ -361,6 +376,39 @@ fn an_event_loop_polls_when_the_descriptor_says_so() {
     assert!(rest(&mut worker));
     smmu.resume();
     assert!(is_readable(&epoll), "the VMM has changed something");
+}
+
+/// A kernel that refuses everything.
+struct RefusesAll;
+
+impl Invalidate for RefusesAll {
+    fn invalidate(&self, _: &[Command]) -> Result<(), Errno> {
+        Err(Errno::IO)
+    }
+}
+
+#[test]
+fn an_executor_that_stops_with_an_error_wakes_the_worker_that_must_acknowledge_it() {
+    let (queue, mut executor) = iommufd::queue(RefusesAll, 6).unwrap();
+    let (mut guest, smmu) = Guest::new(trapped());
+    let mut worker = Worker::new(queue).with_sleep(sleepy(SleeperKind::Epoll)).unwrap();
+    worker.attach(smmu).unwrap();
+    guest.start(4);
+    while worker.poll() {}
+    guest.send(&[nh_asid(1), sync()]);
+    while worker.poll() {}
+    assert!(worker.prepare_to_sleep().is_some());
+    let epoll = Epoll::new().unwrap();
+    let fd = worker.pollable().unwrap();
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0)).unwrap();
+    assert!(!is_readable(&epoll));
+    assert_eq!(executor.step(), 0, "nothing is done");
+    assert!(is_readable(&epoll));
+    for _ in 0..4 {
+        while worker.poll() {}
+        executor.step();
+    }
+    assert_eq!(guest.error(), Some(CERROR_ILL));
 }
 
 #[test]

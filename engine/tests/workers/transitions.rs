@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use ecmdq_engine::host::{Cause, NativeRing};
-use ecmdq_engine::{AttachError, Command, Idle, Share, Worker};
+use ecmdq_engine::{AttachError, Command, HostStreamId, Idle, Share, StreamId, Worker};
 
 use crate::common::reg::CR0;
 use crate::common::*;
@@ -136,6 +136,38 @@ fn an_atc_inv_that_makes_good_and_times_out_is_told_at_the_next_cmd_sync() {
     host.fail(1, Cause::AtcTimeout);
     (0..3).for_each(|_| _ = next.poll());
     assert_eq!((guest.error(), guest.cons()), (Some(CERROR_ATC_INV_SYNC), 1));
+}
+
+#[test]
+fn all_of_a_guests_streams_are_made_good_before_anything_of_it_is_taken() {
+    const STREAMS: u32 = 100;
+    let (mut guest, smmu) = Guest::new(Setup { max_streams: 200, ..Rig::ats_setup(1) });
+    for stream in 0..STREAMS {
+        let owned = (StreamId(0x1000 + stream), HostStreamId(0x2_0000 + stream));
+        guest.streams.insert(owned.0, owned.1).unwrap();
+    }
+    let mut worker = Worker::new(Script::at_once());
+    worker.attach(smmu.clone()).unwrap();
+    guest.start(4);
+    worker.poll();
+    drop(worker);
+    guest.send(&[nh_asid(1), sync()]);
+    let host = Script::at_once();
+    let mut next = Worker::new(host.clone());
+    next.attach(smmu).unwrap();
+    (0..30).for_each(|_| _ = next.poll());
+    let mut received = host.received().to_vec();
+    assert_eq!(guest.cons(), 2);
+    assert_eq!((received[0], received.pop()), (makes_good(1)[0], Some(host_asid(1, 1))));
+    let mut got = received.split_off(1);
+    got.sort_by_key(|command| command.0);
+    let streams = (0..STREAMS).map(|stream| 0x2_0000 + u64::from(stream)).chain([1 << 16]);
+    let mut expected: Vec<_> = streams
+        .flat_map(|stream| [[0x06 | stream << 32, 0], [0x40 | stream << 32, 52]])
+        .map(Command)
+        .collect();
+    expected.sort_by_key(|command| command.0);
+    assert_eq!(got, expected);
 }
 
 #[test]
