@@ -100,8 +100,7 @@ fn told_of_a_stall(idle: Idle, commands: &[Command]) {
     let idle = Idle { stalled: Duration::from_millis(20), ..idle };
     let running = worker.with_sleep(idle).unwrap().spawn("worker", None).unwrap();
     guest.send(commands);
-    // Ten seconds are as good as never.
-    let told = iter::from_fn(|| events.recv_timeout(Duration::from_secs(10)).ok());
+    let told = iter::from_fn(|| events.recv_timeout(PATIENCE).ok());
     assert!(told.map(|event| event.kind).any(|kind| matches!(kind, EventKind::HostStalled(_))));
     drop(running);
 }
@@ -158,7 +157,7 @@ fn a_host_queue_that_wakes_its_worker_is_told_to_stand_still_by_a_worker_that_sl
     let running = worker.with_sleep(idle).unwrap().spawn("worker", None).unwrap();
     guest.send(&[nh_asid(1), sync()]);
     running.handle().wake();
-    let told = iter::from_fn(|| events.recv_timeout(Duration::from_secs(10)).ok());
+    let told = iter::from_fn(|| events.recv_timeout(PATIENCE).ok());
     assert!(told.map(|event| event.kind).any(|kind| matches!(kind, EventKind::HostStalled(_))));
     drop(running);
 }

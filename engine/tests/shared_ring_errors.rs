@@ -88,3 +88,18 @@ fn a_failure_is_told_though_many_tickets_have_been_asked_for_since() {
     let failure = Failure { cause: Illegal, command: Some(nh_asid(0)) };
     assert_eq!((ring.failure(tickets[0]), ring.failure(tickets[1])), (Some(failure), None));
 }
+
+#[test]
+fn what_failed_for_another_between_a_ticket_that_failed_and_the_next_is_not_told_with_that() {
+    let mut pair = Pair::new();
+    let ticket = pair.fail(1, AtcTimeout, nh_asid(1));
+    assert!(pair.rings[1].failure(ticket).is_some());
+    pair.fail(0, AtcTimeout, nh_asid(2));
+    let ring = &mut pair.rings[1];
+    assert_eq!(ring.submit(&[nh_asid(3)]), 1);
+    let ticket = ring.sync();
+    while ring.completed() < ticket {
+        pair.smmu.poll(|_| ());
+    }
+    assert_eq!(ring.failure(ticket), None);
+}

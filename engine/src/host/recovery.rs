@@ -92,9 +92,9 @@ impl Recovery {
         self.dead.load(Relaxed)
     }
 
-    /// Why a producer's ticket failed, if anything has that the ticket covers: `covered` are the positions from the first
-    /// command that no ticket before covers. What failed before them concerned others, and is forgotten.
-    pub fn failure(&self, number: usize, covered: Range<u64>) -> Option<Failure> {
+    /// Why a producer's ticket failed, if anything has that the ticket covers: `covered` are the positions of its commands, in order. What
+    /// failed before the first of them concerned others, and is forgotten.
+    pub fn failure(&self, number: usize, covered: &[Range<u64>]) -> Option<Failure> {
         if self.is_dead() {
             return Some(Failure { cause: Cause::DeviceGone, command: None });
         }
@@ -105,8 +105,12 @@ impl Recovery {
             return None;
         }
         let mut failures = inbox.failures.lock();
-        failures.retain(|(at, _)| *at.end() >= covered.start);
-        let found = failures.iter().position(|(at, _)| *at.start() < covered.end);
+        let first = covered.iter().find(|positions| !positions.is_empty()).or(covered.last())?.start;
+        failures.retain(|(at, _)| *at.end() >= first);
+        let concerns = |at: &RangeInclusive<u64>| {
+            covered.iter().any(|positions| *at.start() < positions.end && *at.end() >= positions.start)
+        };
+        let found = failures.iter().position(|(at, _)| concerns(at));
         let failure = found.and_then(|found| failures.remove(found)).map(|(_, failure)| failure);
         inbox.full.store(!failures.is_empty(), Relaxed);
         failure

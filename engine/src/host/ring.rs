@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
@@ -77,9 +78,21 @@ pub struct NativeRing {
     ticket: Option<Ticket>,
     /// The position of the first command that no ticket covers yet.
     first: Option<u64>,
-    /// Tickets, oldest first, with the position of the first command that none before covers.
-    asked: VecDeque<(u64, u64)>,
+    /// What the next ticket covers of those before it.
+    left_open: Range<u64>,
+    /// Tickets, oldest first.
+    asked: VecDeque<Asked>,
     merged: u64,
+}
+
+/// A ticket that was asked for, and what it covers.
+#[derive(Clone, Debug)]
+struct Asked {
+    ticket: u64,
+    /// The position of the first command that no ticket before covers.
+    first: u64,
+    /// What a ticket before covered that failed: more may have gone wrong there than it told.
+    left_open: Range<u64>,
 }
 
 /// Tickets of a producer of which it is known what they cover. Of older ones no more is known than of the next.
@@ -151,6 +164,7 @@ impl NativeRing {
             submitted,
             ticket: Some(Ticket(submitted)),
             first: None,
+            left_open: 0..0,
             asked: VecDeque::with_capacity(ASKED),
             merged: 0,
         };
@@ -229,20 +243,20 @@ impl NativeRing {
     /// There is a ticket for all that was submitted.
     fn covered_by(&mut self, ticket: u64) {
         if self.asked.len() == ASKED
-            && let Some((_, first)) = self.asked.pop_front()
+            && let Some(Asked { ticket, first, left_open }) = self.asked.pop_front()
         {
-            self.also_covered_by(0, first);
+            self.leave_open(0, &both(&left_open, &(first..ticket)));
         }
-        self.asked.push_back((ticket, self.first.take().unwrap_or(ticket)));
+        let first = self.first.take().unwrap_or(ticket);
+        let left_open = std::mem::take(&mut self.left_open);
+        self.asked.push_back(Asked { ticket, first, left_open });
         self.ticket = Some(Ticket(ticket));
     }
 
-    /// The commands from `first` on are also covered by asked-for ticket number `n`, or by the next one if there is no such.
-    fn also_covered_by(&mut self, n: usize, first: u64) {
-        match self.asked.get_mut(n) {
-            Some((_, next)) => *next = first.min(*next),
-            None => self.first = Some(self.first.map_or(first, |next| first.min(next))),
-        }
+    /// These positions are also covered by the asked ticket number `n`, or by the next one if there is no such.
+    fn leave_open(&mut self, n: usize, positions: &Range<u64>) {
+        let next = self.asked.get_mut(n).map_or(&mut self.left_open, |asked| &mut asked.left_open);
+        *next = both(next, positions);
     }
 
     fn ring_doorbell(&self) {
@@ -295,14 +309,26 @@ impl HostQueue for NativeRing {
     }
 
     fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
-        while self.asked.front().is_some_and(|(older, _)| *older < ticket.0) {
+        while self.asked.front().is_some_and(|older| older.ticket < ticket.0) {
             self.asked.pop_front();
         }
-        let first = self.asked.front().map_or(ticket.0, |(_, first)| *first);
-        let failure = self.shared.recovery.failure(self.number, first..ticket.0)?;
+        let covered = match self.asked.front() {
+            Some(asked) => [asked.left_open.clone(), asked.first..ticket.0],
+            None => [0..0, ticket.0..ticket.0],
+        };
+        let failure = self.shared.recovery.failure(self.number, &covered)?;
         // The next ticket is a new one. What else may have failed of what this one covers is told with it.
         self.ticket = None;
-        self.also_covered_by(1, first);
+        self.leave_open(1, &both(&covered[0], &covered[1]));
         Some(failure)
+    }
+}
+
+/// The positions of both, and what is between them.
+fn both(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {
+    match (a.is_empty(), b.is_empty()) {
+        (true, _) => b.clone(),
+        (_, true) => a.clone(),
+        _ => a.start.min(b.start)..a.end.max(b.end),
     }
 }
