@@ -121,13 +121,13 @@ impl State {
             busy |= completed || matches!(took, Took::Something | Took::Part);
             if took == Took::Denied && to.is_cramped() {
                 turns.next -= 1;
-                return self.cut_short(turns, to);
+                return self.cut_short(turns, to) || busy;
             }
         }
         if turns.more {
             self.take_more(turns.served, to, allowance, &mut turns.denied);
             if to.is_cramped() {
-                return self.cut_short(turns, to);
+                return self.cut_short(turns, to) || busy;
             }
         }
         self.serving = None;
@@ -137,12 +137,12 @@ impl State {
         busy
     }
 
-    /// The outbox has too little room: the turns go on in the next visit, if there is some by then.
+    /// The outbox has too little room: the turns go on in the next visit, if there is some by then. Says whether anything completed.
     fn cut_short<H: HostQueue>(&mut self, turns: Turns, to: &mut Submission<H>) -> bool {
-        self.complete_waiting(to);
+        let completed = self.complete_waiting(to);
         self.serving = None;
         self.cut = Some(turns);
-        true
+        completed
     }
 
     /// Whether none of those that have a turn has a PROD that it did not have when there was nothing to do for it.
