@@ -31,7 +31,7 @@ const ILLEGAL: [u64; 2] = [0xff, 0];
 /// Everything is always full: a flood.
 fn fill(control: &SharedRegion, at: usize) {
     let cons = control.load_u32(at + ECMDQ_CONS, Acquire);
-    control.store_u32(at + ECMDQ_PROD, EN | (cons ^ 1 << LOG2) & (2 << LOG2) - 1, Release);
+    control.store_u32(at + ECMDQ_PROD, EN | (cons ^ (1 << LOG2)) & ((2 << LOG2) - 1), Release);
 }
 
 /// Each error is acknowledged at once.
@@ -53,8 +53,10 @@ fn contradict(control: &SharedRegion, at: usize) {
     control.store_u32(at + ECMDQ_PROD, if before == wrong { EN } else { wrong }, Release);
 }
 
-/// What it does, the commands in its ring, how many pages and queues on each it has, as log2.
-const ALL: [(&str, Worst, &[[u64; 2]], u8, u8); 8] = [
+/// A name, what the guest does, the commands in its ring, how many pages and queues on each it has, as log2.
+type Case = (&'static str, Worst, &'static [[u64; 2]], u8, u8);
+
+const ALL: [Case; 8] = [
     ("a legal flood of TLBIs in one queue", fill, &[TLBI], 0, 0),
     ("TLBIs and CMD_SYNCs in 256 queues", fill, &[TLBI, SYNC], 0, 8),
     ("illegal commands in 256 queues", err, &[ILLEGAL], 0, 8),
