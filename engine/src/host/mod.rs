@@ -67,15 +67,23 @@ pub trait HostQueue {
         Identities::Host
     }
 
-    /// Hands commands over, in order; says how many were taken: fewer than given when the queue is full.
+    /// Hands commands over, in order; says how many were taken: fewer than given when the queue is full. Among each other they may be
+    /// executed in any order; they begin behind everything in front of the last [`sync`](Self::sync).
     fn submit(&mut self, commands: &[Command]) -> usize;
 
     /// Asks for a synchronisation of everything submitted so far. With nothing submitted since the last one, and that one
     /// not failed, it is shared.
+    ///
+    /// What is submitted afterwards begins only after everything submitted before has been executed, though nobody waits for the ticket in
+    /// between; also where the ticket fails, but for what its [`Cause`] says to be lost. The worker relies on it where a guest has
+    /// invalidated configuration, and then the translations that were made with it: begun too early, these would be made with it again.
+    ///
+    /// A queue may leave that out where it makes no difference: where no command behind is of a higher rank than any in front. CFGI_*
+    /// have the lowest rank, then come TLBI_*, then ATC_INV: TLBs are filled through cached configuration, ATCs through TLBs.
     fn sync(&mut self) -> Ticket;
 
     /// [`submit`](Self::submit), and [`sync`](Self::sync) if all were taken: how many were, and the ticket. For queues that do
-    /// both at once for less.
+    /// both at once for less. What is submitted afterwards is behind that synchronisation, as with `sync`.
     fn submit_and_sync(&mut self, commands: &[Command]) -> (usize, Option<Ticket>) {
         let taken = self.submit(commands);
         (taken, (taken == commands.len()).then(|| self.sync()))

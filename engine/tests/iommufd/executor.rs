@@ -1,6 +1,6 @@
 //! Calls and what becomes of tickets, trouble by trouble.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use ecmdq_engine::Command;
@@ -124,6 +124,60 @@ fn tickets_that_share_a_call_are_reached_up_to_the_last_command_that_fits() {
     rig.executor.step();
     assert_eq!(rig.kernel.calls(), [63, 37]);
     assert!(tickets[9] <= rig.queue.completed());
+}
+
+const CFGI_CD: Command = Command([0x42 << 32 | 0x05, 1]);
+const TLBI: Command = Command([0x10, 0]);
+
+/// A kernel that takes everything; the commands of each call.
+fn recording() -> (MadeUp, Rc<RefCell<Vec<Vec<Command>>>>) {
+    let calls: Rc<RefCell<Vec<Vec<Command>>>> = Rc::default();
+    let seen = calls.clone();
+    let kernel = MadeUp::new(move |commands| {
+        seen.borrow_mut().push(commands.to_vec());
+        Ok(())
+    });
+    (kernel, calls)
+}
+
+/// The calls for groups of commands with a ticket behind each, all of which are there when the executor begins.
+fn calls_for(groups: &[&[Command]]) -> Vec<Vec<Command>> {
+    let (kernel, calls) = recording();
+    let mut rig = Rig::before(kernel);
+    let mut last = Ticket::default();
+    for group in groups {
+        assert_eq!(rig.queue.submit(group), group.len());
+        last = rig.queue.sync();
+    }
+    while rig.executor.step() > 0 {}
+    assert!(rig.queue.completed() >= last);
+    calls.take()
+}
+
+#[test]
+fn a_call_mixes_nothing_with_what_must_be_executed_before() {
+    let (cfgi, tlbi, atc): (&[_], &[_], &[_]) = (&[CFGI_CD], &[TLBI], &[ATC_INV]);
+    // A TLB is refilled through configuration, an ATC through the TLB.
+    assert_eq!(calls_for(&[cfgi, tlbi]), [cfgi, tlbi]);
+    assert_eq!(calls_for(&[cfgi, atc]), [cfgi, atc]);
+    assert_eq!(calls_for(&[tlbi, atc]), [tlbi, atc]);
+    assert_eq!(calls_for(&[cfgi, tlbi, atc]), [cfgi, tlbi, atc]);
+    // What is in front of the last ticket but one counts as well.
+    assert_eq!(calls_for(&[cfgi, cfgi, tlbi]), [&[CFGI_CD; 2][..], tlbi]);
+    assert_eq!(calls_for(&[&[ATC_INV, CFGI_CD], atc]), [&[ATC_INV, CFGI_CD][..], atc]);
+    assert_eq!(calls_for(&[atc, tlbi, tlbi, atc]), [&[ATC_INV, TLBI, TLBI][..], atc]);
+    // Within a group there is no order, and a new call begins anew.
+    assert_eq!(calls_for(&[&[CFGI_CD, TLBI, ATC_INV]]), [[CFGI_CD, TLBI, ATC_INV]]);
+    assert_eq!(calls_for(&[cfgi, &[TLBI, CFGI_CD], tlbi]), [cfgi, &[TLBI, CFGI_CD], tlbi]);
+    assert_eq!(calls_for(&[cfgi, tlbi, cfgi, tlbi]), [cfgi, &[TLBI, CFGI_CD], tlbi]);
+}
+
+#[test]
+fn a_call_mixes_what_has_no_order() {
+    for same in [CFGI_CD, TLBI, ATC_INV] {
+        assert_eq!(calls_for(&[&[same], &[same, same], &[same]]), [[same; 4]]);
+    }
+    assert_eq!(calls_for(&[&[ATC_INV], &[TLBI], &[CFGI_CD]]), [[ATC_INV, TLBI, CFGI_CD]]);
 }
 
 #[test]

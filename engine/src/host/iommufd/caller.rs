@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 use super::{GROUP, Invalidate};
-use crate::command::{Command, Opcode};
+use crate::command::{Command, Opcode, Rank, rank};
 use crate::queue::CommandError;
 
 /// How often a call is made again when the hardware does not answer, which takes the kernel a second each time.
@@ -84,8 +84,8 @@ impl<I: Invalidate> Caller<I> {
         result
     }
 
-    /// One call for the commands before several CMD_SYNCs: how many entries that does. None if there are no several, or
-    /// what went wrong must be told to the right one.
+    /// One call for the commands before several CMD_SYNCs, up to one that must wait for what is in front of such: how many entries
+    /// that does. None if there are no several, or what went wrong must be told to the right one.
     fn over_tickets(&mut self, entries: &[Command]) -> Option<usize> {
         let first = entries.iter().position(|entry| is(entry, Opcode::CMD_SYNC))?;
         let is_last = entries[first..].iter().all(|entry| is(entry, Opcode::CMD_SYNC));
@@ -93,13 +93,17 @@ impl<I: Invalidate> Caller<I> {
             return None;
         }
         let mut group = [Command::default(); GROUP];
-        let mut n = 0;
+        let (mut n, mut lowest) = (0, Lowest::default());
         let mut take = |entry: &Command| {
+            if lowest.forbids(*entry) {
+                return false;
+            }
             if !is(entry, Opcode::CMD_SYNC) {
                 let Some(place) = group.get_mut(n) else { return false };
                 *place = *entry;
                 n += 1;
             }
+            lowest.add(*entry);
             true
         };
         let done = entries.iter().take_while(|entry| take(entry)).count();
@@ -186,6 +190,29 @@ impl<I: Invalidate> Caller<I> {
         // Otherwise the ATC_INVs are sent once more, with all else.
         self.atc_timeout |= matches!(result, Ok(()) | Err(Stop::Refused(_)));
         result
+    }
+}
+
+/// The lowest ranks in a call: within it nothing is waited for, as the kernel puts its CMD_SYNC behind all of it.
+#[derive(Default)]
+struct Lowest {
+    /// In front of the last CMD_SYNC.
+    synced: Option<Rank>,
+    /// Of all.
+    any: Option<Rank>,
+}
+
+impl Lowest {
+    /// Whether a command may only begin when something in front of a CMD_SYNC has been executed.
+    fn forbids(&self, command: Command) -> bool {
+        self.synced.is_some_and(|lowest| rank(command).is_some_and(|rank| rank > lowest))
+    }
+
+    fn add(&mut self, command: Command) {
+        if is(&command, Opcode::CMD_SYNC) {
+            self.synced = self.any;
+        }
+        self.any = self.any.into_iter().chain(rank(command)).min();
     }
 }
 

@@ -4,7 +4,8 @@
 //! [`IommufdExecutor`] on another thread makes the calls. Between them is a native ring, in which the executor stands for
 //! the host's SMMU; a CMD_SYNC is complete when the calls for all before it have returned.
 //!
-//! Tickets that have piled up while a call was waited for share the next one, as long as nothing fails.
+//! Tickets that have piled up while a call was waited for share the next one, as long as nothing fails, and as no command of a later ticket
+//! must wait for one of an earlier: see [`HostQueue::sync`].
 //!
 //! A queue belongs to one guest: the kernel replaces VMID and StreamIDs by the vIOMMU that it is called with. The kernel adds
 //! a CMD_SYNC of its own to each call.
