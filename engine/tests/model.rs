@@ -1,7 +1,7 @@
 //! The model SMMU: what each command removes, spelled out.
 
-use ecmdq_engine::host::HostQueue;
-use ecmdq_engine::host::model::{AtcEntry, Caches, ConfigEntry, Entry, Granule, ModelSmmu, TlbEntry};
+use ecmdq_engine::host::model::{AtcEntry, Caches, ConfigEntry, Entry, Granule, ModelSmmu, Pace, TlbEntry};
+use ecmdq_engine::host::{Cause, HostQueue};
 use ecmdq_engine::{Command, Features, HostStreamId, Vmid};
 
 fn features() -> Features {
@@ -188,4 +188,26 @@ fn what_a_strict_host_refuses_has_no_effect_and_is_told() {
     for beyond in [[0x12 | 1 << 12, OF_4K], [ATC, 0], [0x11 | 1 << 56, 0], [0x05 | 1 << 12, 0]] {
         assert!(caches.execute(Command(beyond)).is_err(), "{}", Command(beyond));
     }
+}
+
+#[test]
+fn what_was_put_off_is_carried_out_before_what_is_behind_it() {
+    let [cd, asid, all] = [[5 << 32 | 0x05, 1], [0x11 | VMID, 0], [0x10 | VMID, 0]].map(Command);
+    let mut model = ModelSmmu::new(&features());
+    model.set_pace(Pace::ByHand);
+    // The first two tickets fail, all their commands being put off.
+    for command in [cd, asid] {
+        model.fail_next(Cause::Transient);
+        model.submit(&[command]);
+        let ticket = model.sync();
+        assert_eq!(model.work(usize::MAX, |command| panic!("{command} is put off")), 2);
+        assert_eq!(model.failure(ticket).map(|failure| failure.cause), Some(Cause::Transient));
+    }
+    model.submit(&[all]);
+    let ticket = model.sync();
+    let mut done = Vec::new();
+    model.work(1, |command| done.push(command));
+    assert_eq!(done, [cd, asid, all]);
+    model.work(usize::MAX, |command| panic!("{command} is carried out again"));
+    assert_eq!((model.completed(), model.failure(ticket)), (ticket, None));
 }

@@ -38,7 +38,8 @@ pub enum Cause {
     /// An endpoint did not answer an ATC_INV in time. Everything but ATC_INVs has been executed. Guests that sent one get
     /// CERROR_ATC_INV_SYNC.
     AtcTimeout,
-    /// Nothing before the ticket is lost: it will have been executed when the next ticket is reached.
+    /// Nothing before the ticket is lost: it will have been executed when the next ticket is reached, and before anything that is submitted
+    /// behind this one begins.
     Transient,
     /// Nothing will be executed any more. All guests get CERROR_ABT.
     DeviceGone,

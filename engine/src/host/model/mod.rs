@@ -201,17 +201,31 @@ impl Queue {
                 self.commands -= 1;
                 match self.trouble {
                     _ if self.gone => {}
-                    Some(Cause::AtcTimeout) if command.opcode() == Opcode::ATC_INV => {}
                     Some(Cause::Transient) => self.put_off.push(command),
-                    Some(Cause::Illegal) => {
-                        self.trouble = None;
-                        self.refuse(command);
+                    trouble => {
+                        self.catch_up(caches, sink);
+                        match trouble {
+                            Some(Cause::AtcTimeout) if command.opcode() == Opcode::ATC_INV => {}
+                            Some(Cause::Illegal) => {
+                                self.trouble = None;
+                                self.refuse(command);
+                            }
+                            _ => self.carry_out(command, caches, sink),
+                        }
                     }
-                    _ => self.carry_out(command, caches, sink),
                 }
             }
         }
         true
+    }
+
+    /// Carries out what was put off: before anything that is behind it.
+    fn catch_up(&mut self, caches: &mut Caches, sink: &mut impl FnMut(Command)) {
+        for command in std::mem::take(&mut self.put_off) {
+            if self.trouble != Some(Cause::AtcTimeout) || command.opcode() != Opcode::ATC_INV {
+                self.carry_out(command, caches, sink);
+            }
+        }
     }
 
     fn carry_out(&mut self, command: Command, caches: &mut Caches, sink: &mut impl FnMut(Command)) {
@@ -229,18 +243,12 @@ impl Queue {
     }
 
     fn finish(&mut self, ticket: u64, caches: &mut Caches, sink: &mut impl FnMut(Command)) {
+        if !self.gone && self.trouble != Some(Cause::Transient) {
+            self.catch_up(caches, sink);
+        }
         let failure = |cause| Failure { cause, command: None };
         let gone = self.gone.then(|| failure(Cause::DeviceGone));
         let trouble = self.trouble.take_if(|cause| *cause != Cause::Illegal).map(failure);
-        let cause = trouble.map(|failure| failure.cause);
-        if cause != Some(Cause::Transient) {
-            // The next ticket, which is reached when these have been executed.
-            for command in std::mem::take(&mut self.put_off) {
-                if cause != Some(Cause::AtcTimeout) || command.opcode() != Opcode::ATC_INV {
-                    self.carry_out(command, caches, sink);
-                }
-            }
-        }
         if let Some(failure) = gone.or(trouble).or_else(|| self.refused.take()) {
             self.failures.insert(ticket, failure);
             if self.failures.len() > REMEMBERED {
