@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{LoomQueue, LoomWord, NOTHING, OWNER, STAMP_LOAD, STAMP_STORE, Weak};
+use common::{
+    LoomQueue, LoomWord, NOTHING, OWNER, Plain, STAMP_LOAD, STAMP_STORE, SYNCED_LOAD, SYNCED_STORE, Weak,
+};
 use ecmdq_ring::{Consumer, Entry, Index, MultiProducer, QueueSize};
+use loom::sync::Arc;
 use loom::thread;
 
 /// `producers` add batches of `batch` entries, `batches` times, to a ring of 2^`log2` slots that starts at the index
@@ -123,23 +126,31 @@ fn a_full_ring_takes_nothing_and_a_spare_slot_stays_free() {
 }
 
 /// Each producer adds an entry, and then asks for a synchronisation of it: its own, or another's that covers it. Says how
-/// many were added.
-fn merge() -> u64 {
+/// many were added. Whoever takes another's finds all done that the other did before: so what it adds afterwards is behind that. (The
+/// positions alone would not show it: loom does not let a load see a store that comes later.)
+fn merge<const WEAK: u8>() -> u64 {
     const SYNC: Entry = [7, 7];
     let size = QueueSize::from_log2(2).unwrap();
     let words = LoomQueue::new(size, 0, Weak::Nothing);
-    let all: Vec<MultiProducer<_, LoomWord<NOTHING>>> =
+    let all: Vec<MultiProducer<_, LoomWord<WEAK>>> =
         MultiProducer::new(words.clone(), size, Index::ZERO, 0, 2);
-    let ask = |producer: MultiProducer<LoomQueue, LoomWord<NOTHING>>| {
+    let did = [(); 2].map(|()| Arc::new(Plain::default()));
+    let ask = |producer: MultiProducer<LoomQueue, LoomWord<WEAK>>, mine: Arc<Plain>, others: Arc<Plain>| {
         let (_, end) = producer.add(&[[1, 1]], 1);
         let synced = producer.synced();
-        let ticket = if synced > end { synced } else { producer.add_with(&[], 1, Some(|_| SYNC)).1 };
-        (end, ticket)
+        if synced > end {
+            assert_eq!(others.read(), 1);
+            return (end, synced);
+        }
+        mine.write(1);
+        (end, producer.add_with(&[], 1, Some(|_| SYNC)).1)
     };
     let mut all = all.into_iter();
     let (first, second) = (all.next().unwrap(), all.next().unwrap());
-    let other = thread::spawn(move || ask(second));
-    let tickets = [ask(first), other.join().unwrap()];
+    let (mine, others) = (did[1].clone(), did[0].clone());
+    let other = thread::spawn(move || ask(second, mine, others));
+    let [mine, others] = did;
+    let tickets = [ask(first, mine, others), other.join().unwrap()];
     let consumer = Consumer::new(words, size, Index::ZERO);
     let mut out = [[0; 2]; 4];
     let n = consumer.fetch(consumer.prod(), &mut out).unwrap();
@@ -156,11 +167,23 @@ fn a_synchronisation_serves_whoever_it_covers() {
     static FEWEST: AtomicU64 = AtomicU64::new(u64::MAX);
     static MOST: AtomicU64 = AtomicU64::new(0);
     common::check(|| {
-        let n = merge();
+        let n = merge::<NOTHING>();
         FEWEST.fetch_min(n, Relaxed);
         MOST.fetch_max(n, Relaxed);
     });
     assert_eq!((FEWEST.load(Relaxed), MOST.load(Relaxed)), (1, 2));
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn a_synchronisation_told_without_release_is_caught() {
+    common::check(|| _ = merge::<SYNCED_STORE>());
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn a_synchronisation_seen_without_acquire_is_caught() {
+    common::check(|| _ = merge::<SYNCED_LOAD>());
 }
 
 #[test]

@@ -141,8 +141,8 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
         if let Some(sync) = sync.filter(|_| synced) {
             self.words.store_entry(self.slot(end - 1), sync(end));
             if !self.alone {
-                // Relaxed: see `synced`.
-                self.state.synced.store(end, Relaxed);
+                // Release: pairs with the acquire load in `synced`.
+                self.state.synced.store(end, Release);
             }
         }
         self.finish(first, end);
@@ -150,10 +150,11 @@ impl<W: QueueWords, A: AtomicWord> MultiProducer<W, A> {
     }
 
     /// The position behind a synchronisation that somebody added, and hardly ever an older one than the newest. Whatever is
-    /// before that position is covered by it.
+    /// before that position is covered by it; whatever is added here from now on is behind it.
     pub fn synced(&self) -> u64 {
-        // Relaxed: a position orders nothing, and any that is found serves.
-        self.state.synced.load(Relaxed)
+        // Acquire: pairs with the release store in `add_with`. The synchronisation was reserved before, so that a reservation that
+        // is made here afterwards is behind it.
+        self.state.synced.load(Acquire)
     }
 
     /// Makes reserved entries known, which have been written.

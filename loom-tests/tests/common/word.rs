@@ -18,6 +18,8 @@ pub const ROW_STORE: u8 = 7;
 pub const ROW_LOAD: u8 = 8;
 /// There are no fences.
 pub const FENCES: u8 = 9;
+pub const SYNCED_STORE: u8 = 10;
+pub const SYNCED_LOAD: u8 = 11;
 
 /// Kinds of accesses.
 enum Access {
@@ -40,7 +42,9 @@ impl<const WEAK: u8> LoomWord<WEAK> {
             | (REQUEST_SETTLE, Role::Request, Access::Change)
             | (REQUEST_LOOK, Role::Request, Access::Load)
             | (ROW_STORE, Role::Row, Access::Store)
-            | (ROW_LOAD, Role::Row, Access::Load) => Relaxed,
+            | (ROW_LOAD, Role::Row, Access::Load)
+            | (SYNCED_STORE, Role::Synced, Access::Store)
+            | (SYNCED_LOAD, Role::Synced, Access::Load) => Relaxed,
             _ => order,
         }
     }
