@@ -53,6 +53,8 @@ struct State {
     gone: Option<Errno>,
     /// As they were sent.
     executed: Vec<Command>,
+    /// The same, each group with the CMD_SYNC behind it.
+    groups: Vec<Vec<Command>>,
     /// As they reached the SMMU.
     reached: Vec<Command>,
     calls: Vec<usize>,
@@ -76,6 +78,7 @@ impl Kernel {
             silent: false,
             gone: None,
             executed: Vec::new(),
+            groups: Vec::new(),
             reached: Vec::new(),
             calls: Vec::new(),
         })))
@@ -115,6 +118,11 @@ impl Kernel {
             }
         }
         once
+    }
+
+    /// What the SMMU has executed, as it was sent, from one of the kernel's own CMD_SYNCs to the next.
+    pub fn groups(&self) -> Vec<Vec<Command>> {
+        self.0.borrow().groups.clone()
     }
 
     /// What has reached the SMMU, with the identities that the kernel gave it.
@@ -171,7 +179,7 @@ impl State {
     /// Hands a group to the SMMU, with a CMD_SYNC.
     fn issue(&mut self, group: &[Command]) -> Result<(), Errno> {
         let is_atc_inv = |command: &Command| command.opcode().0 == 0x40;
-        let (executed, result) = if self.faults.pop_front().is_some() {
+        let (executed, result): (Vec<_>, _) = if self.faults.pop_front().is_some() {
             // The SMMU is late: who knows what it has done.
             (
                 group.iter().filter(|c| !is_atc_inv(c)).take(group.len() / 2).copied().collect(),
@@ -184,7 +192,8 @@ impl State {
         };
         let reached: Vec<_> = executed.iter().filter_map(|command| self.convert(*command)).collect();
         self.reached.extend(reached);
-        self.executed.extend::<Vec<_>>(executed);
+        self.executed.extend_from_slice(&executed);
+        self.groups.push(executed);
         result
     }
 

@@ -1,6 +1,7 @@
 //! What every host queue must do, whatever is behind it: the contract of `HostQueue`, run against each kind. On a real kernel `guest/iommufd`
 //! runs it.
 
+mod disorderly;
 #[path = "../common/kernel.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod kernel;
@@ -8,6 +9,7 @@ mod subject;
 mod subjects;
 mod suite;
 
+use disorderly::Disorderly;
 use subjects::{EcmdqWithMsi, Iommufd, Model, OneOfTwo, Ring};
 
 /// All of the suite for a kind of host queue.
@@ -47,6 +49,11 @@ macro_rules! conforms {
             }
 
             #[test]
+            fn what_is_submitted_behind_a_sync_begins_behind_it() {
+                suite::what_is_submitted_behind_a_sync_begins_behind_it(|| $subject, 3);
+            }
+
+            #[test]
             fn an_illegal_command_is_left_out_and_named() {
                 suite::an_illegal_command_is_left_out_and_named(&mut $subject);
             }
@@ -69,3 +76,16 @@ conforms!(native_ecmdq_with_msi: EcmdqWithMsi::new());
 conforms!(iommufd: Iommufd::new());
 conforms!(one_of_two_producers: OneOfTwo::new());
 conforms!(model_smmu: Model::new());
+
+#[test]
+#[should_panic(expected = "it begins too early")]
+fn a_queue_that_keeps_no_order_is_caught() {
+    suite::what_is_submitted_behind_a_sync_begins_behind_it(Disorderly::default, 3);
+}
+
+#[test]
+fn a_queue_that_keeps_no_order_is_only_caught_by_that() {
+    suite::takes_commands_in_order_and_says_how_many(&mut Disorderly::default());
+    suite::a_ticket_is_reached_when_all_before_it_was_executed(&mut Disorderly::default());
+    suite::with_nothing_new_a_ticket_is_shared(&mut Disorderly::default());
+}

@@ -26,4 +26,8 @@ pub trait Subject {
     fn work(&mut self);
     /// What it has executed so far, synchronisations left out.
     fn executed(&self) -> &[Command];
+    /// The same in groups: within one it waited for nothing, and before it began with the next it waited for all of the last.
+    fn groups(&self) -> Vec<Vec<Command>>;
+    /// If somebody else uses the device as well: submits something, and asks for a synchronisation of it.
+    fn meddle(&mut self) {}
 }

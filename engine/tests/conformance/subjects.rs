@@ -18,22 +18,33 @@ struct Behind {
     smmu: HostSmmu,
     device: Device,
     executed: Vec<Command>,
+    /// What was executed between CMD_SYNCs.
+    groups: Vec<Vec<Command>>,
 }
 
 impl Behind {
     fn new(smmu: HostSmmu) -> Self {
-        Self { smmu, device: Device::Fine, executed: Vec::new() }
+        Self { smmu, device: Device::Fine, executed: Vec::new(), groups: Vec::new() }
     }
 
     /// One poll; says whether there was anything.
     fn step(&mut self) -> bool {
-        let Self { smmu, device, executed } = self;
+        let Self { smmu, device, executed, groups } = self;
         let mut failed = false;
         let n = smmu.poll_with(|commands| {
             let (n, error) = execute(commands, device);
             failed = error.is_some();
-            let commands = commands[..n].iter().filter(|command| command.opcode() != Opcode::CMD_SYNC);
-            executed.extend(commands);
+            for command in &commands[..n] {
+                if command.opcode() == Opcode::CMD_SYNC {
+                    groups.push(Vec::new());
+                    continue;
+                }
+                if groups.is_empty() {
+                    groups.push(Vec::new());
+                }
+                groups.last_mut().into_iter().for_each(|group| group.push(*command));
+                executed.push(*command);
+            }
             (n, error)
         });
         n > 0 || failed
@@ -159,6 +170,10 @@ impl Subject for Ring {
     fn executed(&self) -> &[Command] {
         &self.behind.executed
     }
+
+    fn groups(&self) -> Vec<Vec<Command>> {
+        self.behind.groups.clone()
+    }
 }
 
 impl Subject for Iommufd {
@@ -193,6 +208,10 @@ impl Subject for Iommufd {
     fn executed(&self) -> &[Command] {
         &self.executed
     }
+
+    fn groups(&self) -> Vec<Vec<Command>> {
+        self.kernel.groups()
+    }
 }
 
 impl Subject for EcmdqWithMsi {
@@ -215,6 +234,10 @@ impl Subject for EcmdqWithMsi {
     fn executed(&self) -> &[Command] {
         self.0.executed()
     }
+
+    fn groups(&self) -> Vec<Vec<Command>> {
+        self.0.groups()
+    }
 }
 
 impl Subject for OneOfTwo {
@@ -232,8 +255,8 @@ impl Subject for OneOfTwo {
 
     fn work(&mut self) {
         self.works += 1;
-        if self.works.is_multiple_of(2) && self.other.submit(&[Self::OTHERS]) == 1 {
-            self.other.sync();
+        if self.works.is_multiple_of(2) {
+            self.meddle();
         }
         self.ring.work();
         self.ring.behind.executed.retain(|command| *command != Self::OTHERS);
@@ -241,6 +264,18 @@ impl Subject for OneOfTwo {
 
     fn executed(&self) -> &[Command] {
         self.ring.executed()
+    }
+
+    fn groups(&self) -> Vec<Vec<Command>> {
+        let mut groups = self.ring.groups();
+        groups.iter_mut().for_each(|group| group.retain(|command| *command != Self::OTHERS));
+        groups
+    }
+
+    fn meddle(&mut self) {
+        if self.other.submit(&[Self::OTHERS]) == 1 {
+            self.other.sync();
+        }
     }
 }
 
@@ -287,5 +322,10 @@ impl Subject for Model {
 
     fn executed(&self) -> &[Command] {
         &self.executed
+    }
+
+    /// It is done with each before it begins with the next.
+    fn groups(&self) -> Vec<Vec<Command>> {
+        self.executed.iter().map(|command| vec![*command]).collect()
     }
 }

@@ -134,6 +134,45 @@ pub fn anything_in_any_order_is_executed_once_and_tickets_tell_the_truth<S: Subj
     });
 }
 
+/// CFGI_CD, TLBI_NH_ASID and ATC_INV: a cache is filled through those of the commands before.
+const RANKS: [Command; 3] = [Command([0x42 << 32 | 0x05, 1]), Command([0x11 | 7 << 32, 0]), ATC_INV];
+
+/// Every order of four groups of commands, each of one of the first `kinds` kinds, which are those that the device takes.
+pub fn what_is_submitted_behind_a_sync_begins_behind_it<S: Subject>(new: impl Fn() -> S, kinds: usize) {
+    for number in 0..kinds.pow(4) {
+        let ranks = [0, 1, 2, 3].map(|place| number / kinds.pow(place) % kinds);
+        let mut subject = new();
+        let mut last = Ticket::default();
+        for (place, rank) in ranks.into_iter().enumerate() {
+            let group = [RANKS[rank]; 2];
+            if place % 2 == number % 2 {
+                let (taken, ticket) = subject.queue().submit_and_sync(&group);
+                assert_eq!(taken, group.len());
+                last = ticket.expect("all were taken");
+            } else {
+                assert_eq!(subject.queue().submit(&group), group.len());
+                subject.meddle();
+                last = subject.queue().sync();
+            }
+        }
+        subject.work();
+        assert!(subject.queue().completed() >= last);
+        let groups = subject.groups();
+        let sent: Vec<_> = ranks.into_iter().flat_map(|rank| [RANKS[rank]; 2]).collect();
+        assert_eq!(groups.concat(), sent);
+        // The number of the group that each command was in.
+        let in_group: Vec<_> =
+            (0..).zip(&groups).flat_map(|(n, group)| group.iter().map(move |_| n)).collect();
+        let all = 0..ranks.len();
+        for (before, behind) in all.clone().flat_map(|before| all.clone().map(move |behind| (before, behind)))
+        {
+            if before < behind && ranks[before] < ranks[behind] {
+                assert!(in_group[2 * before + 1] < in_group[2 * behind], "it begins too early: {groups:x?}");
+            }
+        }
+    }
+}
+
 pub fn an_illegal_command_is_left_out_and_named(subject: &mut dyn Subject) {
     let sent = commands(0, 9);
     subject.set_device(Device::Refuses(sent[4]));
