@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::{fs, io};
 
 use clap::Args;
-use ecmdq_bench::scale::{Checked, Costs, Demand, Host, Memory, Plan, TICKETS, check};
+use ecmdq_bench::scale::{Checked, Costs, Demand, Host, Memory, Plan, Tickets, check};
 use indicatif::HumanCount;
 use thiserror::Error;
 
@@ -42,9 +42,10 @@ pub struct Options {
     /// How long a CMD_SYNC takes there, in ns.
     #[arg(long, default_value_t = 1000, value_name = "NS")]
     host_sync: u32,
-    /// CMD_SYNCs of the host that a worker may have outstanding: as many as the engine allows, if it is not said.
-    #[arg(long, default_value_t = TICKETS)]
-    tickets: usize,
+    /// CMD_SYNCs of the host that a worker may have outstanding before it takes nothing more; if it is not said, one, and what comes
+    /// meanwhile shares the next.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    tickets: Option<u16>,
     /// What the workers' steps cost: `measured` here, `default`, or a TOML file with what this prints.
     #[arg(long, default_value = "measured")]
     costs: String,
@@ -89,7 +90,7 @@ pub fn scale(options: &Options) -> Result<ExitCode, Error> {
         cores: options.cores as usize,
         host_queues: options.host_queues as usize,
         host: Host { command: 1e9 / f64::from(options.host_rate), sync: f64::from(options.host_sync) },
-        tickets: options.tickets.max(1),
+        tickets: options.tickets.map_or(Tickets::One, |most| Tickets::Fewer(most.into())),
         bound: f64::from(options.p99) * 1e3,
         seed: 1,
     };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::costs::Costs;
 use super::crossing::crossing;
 use super::lock_step::LockStep;
-use super::simulation::{Counts, Host, Setting, TICKETS};
+use super::simulation::{Counts, Host, Setting, Tickets};
 
 /// Guests, queues of each, and commands before a CMD_SYNC; 0 for no traffic at all.
 pub(super) type Shape = (usize, usize, u32);
@@ -78,7 +78,7 @@ pub(super) fn lock_step(guests: usize, queues: usize, groups: &[u32], costs: Cos
         groups: groups.to_vec(),
         think: 0.0,
         host: Host { command: 0.0, sync: 0.0 },
-        tickets: TICKETS,
+        tickets: Tickets::One,
         costs: Costs { doorbell: 0.0, line: 0.0, ..costs },
         seed: 0,
     }

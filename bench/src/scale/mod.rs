@@ -22,4 +22,4 @@ pub use costs::Costs;
 pub use lock_step::{LockStep, Tally};
 pub use memory::Memory;
 pub use plan::{Demand, Plan};
-pub use simulation::{Counts, Host, Outcome, Setting, TICKETS};
+pub use simulation::{Counts, Host, Outcome, Setting, Tickets};

@@ -1,7 +1,7 @@
 //! How many workers a host needs.
 
 use super::costs::Costs;
-use super::simulation::{Host, Outcome, Setting};
+use super::simulation::{Host, Outcome, Setting, Tickets};
 
 /// What a host is to carry.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +20,8 @@ pub struct Demand {
     pub host_queues: usize,
     /// Each of them.
     pub host: Host,
-    /// Tickets that a worker may have outstanding.
-    pub tickets: usize,
+    /// When a worker asks for a ticket.
+    pub tickets: Tickets,
     /// What the p99 of the round trip must not exceed, in ns.
     pub bound: f64,
     /// What is random.
@@ -122,7 +122,7 @@ impl Demand {
 
 #[cfg(test)]
 mod tests {
-    use super::{Costs, Demand, Host};
+    use super::{Costs, Demand, Host, Tickets};
 
     /// A CMD_SYNC each 100 ns, and 20 ns a guest and sweep: a worker does some six million a second.
     const COSTS: Costs = Costs {
@@ -148,7 +148,7 @@ mod tests {
             cores: 6,
             host_queues: 6,
             host,
-            tickets: 64,
+            tickets: Tickets::One,
             bound: 5e4,
             seed: 1,
         }

@@ -12,9 +12,6 @@ use super::costs::Costs;
 use super::worker::Worker;
 use crate::vcpu::histogram;
 
-/// Tickets that a worker of the engine may have outstanding.
-pub const TICKETS: usize = 64;
-
 /// What is simulated: one host queue, the workers in front of it, and their guests.
 #[derive(Clone, Debug)]
 pub struct Setting {
@@ -33,12 +30,22 @@ pub struct Setting {
     pub think: f64,
     /// The host queue.
     pub host: Host,
-    /// Tickets that a worker may have outstanding: CMD_SYNCs of the host. The engine has [`TICKETS`].
-    pub tickets: usize,
+    /// When a worker asks for a ticket, a CMD_SYNC of the host.
+    pub tickets: Tickets,
     /// What the workers' steps cost.
     pub costs: Costs,
     /// Of what is random.
     pub seed: u64,
+}
+
+/// When a worker asks for a ticket, if CMD_SYNCs wait for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tickets {
+    /// When none is outstanding. What comes while one is, is taken, and shares the next.
+    #[default]
+    One,
+    /// When fewer than so many are outstanding. While as many are, nothing is taken.
+    Fewer(usize),
 }
 
 /// A host queue: commands one after another, nothing behind a CMD_SYNC begins before that has completed (facts sheet,
@@ -102,7 +109,7 @@ pub(super) struct World {
     free: f64,
     host_busy: f64,
     pub counts: Counts,
-    pub tickets: usize,
+    pub tickets: Tickets,
     pub round_trip: Histogram<u64>,
     /// Time in sweeps that found something.
     pub busy: f64,
@@ -182,7 +189,7 @@ fn advance(workers: &mut [Worker], world: &mut World, until: f64) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Costs, Host, Outcome, Setting};
+    use super::{Costs, Host, Outcome, Setting, Tickets};
 
     const COSTS: Costs = Costs {
         sweep: 100.0,
@@ -207,7 +214,7 @@ mod tests {
             groups,
             think: 0.0,
             host,
-            tickets: 64,
+            tickets: Tickets::One,
             costs: COSTS,
             seed: 1,
         }
@@ -257,10 +264,28 @@ mod tests {
     #[test]
     fn a_host_completes_one_cmd_sync_at_a_time() {
         let host = Host { command: 10.0, sync: 10_000.0 };
-        let outcome = Setting { host, think: 20_000.0, ..setting(1, 256) }.run(1e6, 1e7);
+        let tickets = Tickets::Fewer(64);
+        let outcome = Setting { host, tickets, think: 20_000.0, ..setting(1, 256) }.run(1e6, 1e7);
         let host_time = 10.0 * outcome.counts.commands as f64 + 10_000.0 * outcome.counts.host_syncs as f64;
         assert!((host_time / outcome.time - 1.0).abs() < 0.02, "{:?}", outcome.counts);
         assert!(outcome.host_busy > 0.99);
+    }
+
+    #[test]
+    fn what_comes_while_the_host_is_at_work_shares_its_next_cmd_sync() {
+        let host = Host { command: 0.0, sync: 10_000.0 };
+        let with = |tickets| Setting { host, tickets, think: 1000.0, ..setting(1, 64) }.run(1e6, 1e7);
+        // Half of them wait for the CMD_SYNC that the host is at, half for the next; a few come too late for it. From the one to the
+        // next the worker passes 32 CMD_SYNCs.
+        let one = with(Tickets::One);
+        assert!((28..=32).contains(&(one.counts.syncs / one.counts.host_syncs)), "{:?}", one.counts);
+        assert!(one.round_trip.value_at_quantile(0.9) < 26_000, "{}", one.round_trip.value_at_quantile(0.9));
+        // One more of them to wait for, and one more for those that are not taken meanwhile.
+        let two = with(Tickets::Fewer(2));
+        assert!(two.round_trip.value_at_quantile(0.5) > 36_000, "{}", two.round_trip.value_at_quantile(0.5));
+        // They queue up.
+        let all = with(Tickets::Fewer(64));
+        assert!(all.round_trip.value_at_quantile(0.5) > 300_000, "{}", all.round_trip.value_at_quantile(0.5));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::mem;
 
-use super::simulation::World;
+use super::simulation::{Tickets, World};
 use super::turns::Turns;
 
 /// The engine's numbers: entries that are fetched at once at the most, and those that always may be, room for commands on their way to
@@ -30,9 +30,11 @@ pub(super) struct Worker {
     work: u64,
     /// Commands that have not been handed over.
     out: u64,
-    /// The round that a CMD_SYNC belongs to that is met now; whether there is one; whether nothing is taken before it is asked for.
+    /// The round that a CMD_SYNC belongs to that is met now; whether there is one; whether it could not be asked for before this
+    /// sweep, and whether nothing is taken because of that.
     round: u64,
     due: bool,
+    waits: bool,
     blocked: bool,
     /// Rounds that the host has been asked for, and when it completes them.
     asked: VecDeque<(u64, f64)>,
@@ -86,6 +88,7 @@ impl Worker {
             out: 0,
             round: 1,
             due: false,
+            waits: false,
             blocked: false,
             asked: VecDeque::new(),
             over: 0,
@@ -109,20 +112,20 @@ impl Worker {
     fn visit_all(&mut self, world: &mut World) {
         world.counts.sweeps += 1;
         self.began = self.clock;
-        while let Some((round, _)) = self.asked.pop_front_if(|(_, done)| *done <= self.clock) {
-            self.over = round;
-        }
+        self.look();
         self.hand_over(world);
-        self.blocked = self.due;
+        self.waits = self.due;
+        self.blocked = self.due && world.tickets != Tickets::One;
         self.clock += world.costs.sweep;
-        let (all, mut held_up) = (!self.busy, None);
+        // While it waits for the host, a look at everybody costs nobody anything.
+        let (all, mut held_up) = (!self.busy || self.waits, None);
         let [mut order, mut queues] = mem::take(&mut self.order);
         self.turns.begin(all, mem::take(&mut self.work), &mut order);
         self.busy = false;
         for &number in &order {
             let lively = self.visit(number, all, &mut queues, world);
             self.turns.note(number, lively);
-            if self.guests[number].denied && self.blocked {
+            if self.guests[number].denied && self.waits {
                 held_up.get_or_insert(number);
             }
         }
@@ -135,7 +138,8 @@ impl Worker {
         world.counts.guests += 1;
         self.clock += world.costs.guest + self.further;
         let guest = &mut self.guests[number];
-        if !self.blocked {
+        // Nobody puts off a ticket by more than a share.
+        if !self.waits {
             guest.credit = (guest.credit + QUANTUM).min(QUANTUM);
         }
         guest.denied = false;
@@ -165,7 +169,7 @@ impl Worker {
         guest.denied = denied.is_some();
         self.work += guest.spent;
         // What was denied for want of credit gets some in the next sweep.
-        busy |= guest.denied && !self.blocked;
+        busy |= guest.denied && !self.waits;
         self.busy |= busy;
         busy || !guest.turns.is_quiet()
     }
@@ -224,9 +228,27 @@ impl Worker {
         Took::Something
     }
 
+    /// Rounds that the host has completed are over.
+    fn look(&mut self) {
+        while let Some((round, _)) = self.asked.pop_front_if(|(_, done)| *done <= self.clock) {
+            self.over = round;
+        }
+    }
+
+    /// Whether a ticket may be asked for.
+    fn may_ask(&mut self, tickets: Tickets) -> bool {
+        match tickets {
+            Tickets::One => {
+                self.look();
+                self.asked.is_empty()
+            }
+            Tickets::Fewer(most) => self.asked.len() < most,
+        }
+    }
+
     /// What has been taken goes to the host, with one CMD_SYNC for all that were met if a ticket can be had.
     fn hand_over(&mut self, world: &mut World) {
-        let sync = self.due && self.asked.len() < world.tickets;
+        let sync = self.due && self.may_ask(world.tickets);
         if !sync && self.out == 0 {
             return;
         }
