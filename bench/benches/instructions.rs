@@ -26,6 +26,11 @@ fn group(n: usize) -> Vec<Command> {
     tlbi.chain([Command([0x2046, 0])]).collect()
 }
 
+/// A TLBI_NH_VA and a CMD_SYNC, `n` times: vCPUs that share a queue, and come together.
+fn pairs(n: usize) -> Vec<Command> {
+    (0..n).flat_map(|_| group(2)).collect()
+}
+
 fn rules() -> (Rules, StreamMap) {
     let mut features = Features::default();
     features.ats = true;
@@ -191,17 +196,33 @@ fn engine(n: usize) -> Box<Way<Engine>> {
     Way::new(1, group(n))
 }
 
+fn limit_pairs(n: usize) -> Box<Way<Limit>> {
+    Way::new(1, pairs(n))
+}
+
+fn engine_pairs(n: usize) -> Box<Way<Engine>> {
+    Way::new(1, pairs(n))
+}
+
 fn guests(n: usize) -> Box<Way<Guests>> {
     Way::new(n, group(2))
 }
 
 /// After a round, nothing is to be done.
-fn idle(queues: usize) -> Box<Way<Engine>> {
-    let mut way: Box<Way<Engine>> = Way::new(queues, group(2));
+fn idle<T: Transport>(queues: usize) -> Box<Way<T>> {
+    let mut way: Box<Way<T>> = Way::new(queues, group(2));
     (0..WARM).for_each(|_| {
         way.server.serve();
     });
     way
+}
+
+fn idle_queues(queues: usize) -> Box<Way<Engine>> {
+    idle(queues)
+}
+
+fn idle_guests(guests: usize) -> Box<Way<Guests>> {
+    idle(guests)
 }
 
 #[library_benchmark]
@@ -219,6 +240,20 @@ fn way_engine(mut way: Box<Way<Engine>>) -> Box<Way<Engine>> {
 }
 
 #[library_benchmark]
+#[benches::of(args = [30], setup = limit_pairs)]
+fn way_limit_pairs(mut way: Box<Way<Limit>>) -> Box<Way<Limit>> {
+    way.round();
+    way
+}
+
+#[library_benchmark]
+#[benches::of(args = [30], setup = engine_pairs)]
+fn way_engine_pairs(mut way: Box<Way<Engine>>) -> Box<Way<Engine>> {
+    way.round();
+    way
+}
+
+#[library_benchmark]
 #[benches::of(args = [64], setup = guests)]
 fn way_guests(mut way: Box<Way<Guests>>) -> Box<Way<Guests>> {
     way.round();
@@ -226,15 +261,25 @@ fn way_guests(mut way: Box<Way<Guests>>) -> Box<Way<Guests>> {
 }
 
 #[library_benchmark]
-#[benches::of(args = [1, 256], setup = idle)]
+#[benches::of(args = [1, 256], setup = idle_queues)]
 fn sweep_idle(mut way: Box<Way<Engine>>) -> Box<Way<Engine>> {
+    way.server.serve();
+    way
+}
+
+#[library_benchmark]
+#[benches::of(args = [256], setup = idle_guests)]
+fn guests_idle(mut way: Box<Way<Guests>>) -> Box<Way<Guests>> {
     way.server.serve();
     way
 }
 
 library_benchmark_group!(
     name = steps,
-    benchmarks = [write, fetch, check, check_recorded, submit, execute, sweep_idle]
+    benchmarks = [write, fetch, check, check_recorded, submit, execute, sweep_idle, guests_idle]
 );
-library_benchmark_group!(name = ways, benchmarks = [way_limit, way_engine, way_guests]);
+library_benchmark_group!(
+    name = ways,
+    benchmarks = [way_limit, way_engine, way_limit_pairs, way_engine_pairs, way_guests]
+);
 main!(library_benchmark_groups = [steps, ways]);

@@ -80,9 +80,9 @@ fn step(object: &serde_json::Value) -> Option<(String, Count)> {
     let counts = object.pointer("/profiles/0/data/parts/0/metrics/Ir/values/new")?;
     let n = of.parse::<u64>();
     let commands = match (name, n) {
-        ("sweep_idle", _) => 0,
-        // A TLBI and a CMD_SYNC of each guest.
-        ("way_guests", Ok(guests)) => 2 * guests,
+        ("sweep_idle" | "guests_idle", _) => 0,
+        // A TLBI and a CMD_SYNC each.
+        ("way_guests" | "way_limit_pairs" | "way_engine_pairs", Ok(n)) => 2 * n,
         (_, Ok(n)) => n,
         (_, Err(_)) => 2000,
     };
