@@ -60,6 +60,13 @@ struct Shadow {
     cons: Index,
 }
 
+/// How far an owner is: the first slot that it has not seen to be valid, and, once it has cleared OWNED, where it rings.
+#[derive(Debug)]
+struct Owner {
+    next: Index,
+    end: Option<Index>,
+}
+
 /// How long a vCPU has waited for something while the SMMU stood still.
 struct Patience {
     backoff: Backoff,
@@ -127,44 +134,50 @@ impl Cmdlist {
 
     fn add(&self, commands: &[Command], sync: Option<Sync>) -> Result<(), DriverError> {
         let n = commands.len() as u32 + u32::from(sync.is_some());
-        let before = self.reserve(n)?;
-        let (first, end) = (before.prod, self.size.advance(before.prod, n));
-        for (i, command) in (0..).zip(commands) {
-            self.words.store_entry(self.slot(first, i), command.0);
-        }
+        let Shadow { prod: first, owned, .. } = self.wait(self.patience(), || self.reserve(n))?;
+        let end = self.size.advance(first, n);
+        self.write(first, commands);
         let sync_at = self.size.advance(first, n - 1);
         if let Some(sync) = sync {
-            let slot = self.size.slot(sync_at);
-            self.words.store_entry(slot, cmd_sync(sync, self.base.0 + 16 * u64::from(slot)).0);
+            self.write(sync_at, &[cmd_sync(sync, self.base.0 + 16 * u64::from(self.size.slot(sync_at)))]);
             self.begin_waiting();
         }
         self.mark(first, n);
-        let rung = if before.owned { Ok(()) } else { self.ring(first, self.patience()) };
+        let rung = if owned { Ok(()) } else { self.ring(first, self.patience()) };
         let Some(sync) = sync else { return rung };
         // After an error nothing goes on: CONS need not move.
-        rung.and_then(|()| self.wait_for(sync, sync_at, end))?;
+        rung.and_then(|()| self.wait(self.patience(), || self.is_over(sync, sync_at, end).then_some(())))?;
         self.end_waiting(end);
         Ok(())
     }
 
-    /// Step 1. The shadow as it was before.
-    fn reserve(&self, n: u32) -> Result<Shadow, DriverError> {
-        let mut patience = self.patience();
+    /// Step 1. The shadow as it was before, unless there is no room.
+    fn reserve(&self, n: u32) -> Option<Shadow> {
+        let mut tried = false;
         loop {
             // Relaxed: what counts is what the exchange finds.
             let word = self.shared.shadow.load(Relaxed);
             let shadow = self.unpack(word);
             let used = self.size.used(shadow.prod, shadow.cons).unwrap_or(self.size.entries());
             if self.size.entries() - used < n {
+                if std::mem::replace(&mut tried, true) {
+                    return None;
+                }
                 self.make_room();
-                self.pause(&mut patience)?;
                 continue;
             }
             let new = Shadow { prod: self.size.advance(shadow.prod, n), owned: true, ..shadow };
             // Acquire: pairs with `move_cons`: the slots that CONS has passed are free. Release: see `ring`.
             if self.shared.shadow.compare_exchange(word, pack(new), AcqRel, Relaxed).is_ok() {
-                return Ok(shadow);
+                return Some(shadow);
             }
+        }
+    }
+
+    /// Step 2.
+    fn write(&self, first: Index, commands: &[Command]) {
+        for (i, command) in (0..).zip(commands) {
+            self.words.store_entry(self.slot(first, i), command.0);
         }
     }
 
@@ -191,46 +204,46 @@ impl Cmdlist {
         (bit == 1) == (index.raw() & self.size.entries() == 0)
     }
 
-    /// Step 4.
-    fn ring(&self, first: Index, mut patience: Patience) -> Result<(), DriverError> {
+    /// Step 4, of who has reserved from `first` on.
+    fn ring(&self, first: Index, patience: Patience) -> Result<(), DriverError> {
+        let mut owner = Owner { next: first, end: None };
+        self.wait(patience, || self.try_ring(&mut owner).then_some(()))
+    }
+
+    /// As far in step 4 as it goes without waiting; whether it has rung.
+    fn try_ring(&self, owner: &mut Owner) -> bool {
         let Shared { shadow, rung, .. } = &*self.shared;
-        // Acquire: pairs with the store below, of the owner before: its PROD is written.
-        while rung.load(Acquire) != first.raw() {
-            self.pause(&mut patience)?;
-        }
-        // Acquire and release: pairs with `reserve`: who comes after this finds it clear, and is the next owner.
-        let end = self.unpack(shadow.fetch_and(!u64::from(OWNED), AcqRel)).prod;
-        let mut index = first;
-        while index != end {
-            if self.is_valid(index) {
-                index = self.size.advance(index, 1);
-            } else {
-                self.pause(&mut patience)?;
+        let end = match owner.end {
+            Some(end) => end,
+            // Acquire: pairs with the store below, of the owner before: its PROD is written.
+            None if rung.load(Acquire) != owner.next.raw() => return false,
+            // Acquire and release: pairs with `reserve`: who comes after this finds it clear, and is the next owner.
+            None => self.unpack(shadow.fetch_and(!u64::from(OWNED), AcqRel)).prod,
+        };
+        owner.end = Some(end);
+        while owner.next != end {
+            if !self.is_valid(owner.next) {
+                return false;
             }
+            owner.next = self.size.advance(owner.next, 1);
         }
         // Release: pairs with the SMMU's acquire load of PROD: all entries, others' too, which `is_valid` has acquired.
         self.words.store_prod(end.raw(), Release);
         rung.store(end.raw(), Release);
-        Ok(())
+        true
     }
 
-    /// Step 5: until the CMD_SYNC at `at` has completed.
-    fn wait_for(&self, sync: Sync, at: Index, end: Index) -> Result<(), DriverError> {
-        let (offset, mut patience) = (16 * self.size.slot(at) as usize, self.patience());
-        loop {
-            let done = match sync {
-                // Acquire: pairs with the SMMU's write: what the CMD_SYNC completed is seen.
-                Sync::Msi => self.words.ring().load_u32(offset, Acquire) == 0,
-                Sync::Cons => true,
-            };
-            // After an MSI, CONS must have passed the CMD_SYNC already. It is less than the ring's size away from it, on either
-            // side: while we wait, that is as far as anybody can have got.
-            let passed = self.size.used(self.cons(), end);
-            if done && passed.is_ok_and(|passed| passed < self.size.entries()) {
-                return Ok(());
-            }
-            self.pause(&mut patience)?;
-        }
+    /// Step 5: whether the CMD_SYNC at `at` has completed.
+    fn is_over(&self, sync: Sync, at: Index, end: Index) -> bool {
+        let done = match sync {
+            // Acquire: pairs with the SMMU's write: what the CMD_SYNC completed is seen.
+            Sync::Msi => self.words.ring().load_u32(16 * self.size.slot(at) as usize, Acquire) == 0,
+            Sync::Cons => true,
+        };
+        // After an MSI, CONS must have passed the CMD_SYNC already. It is less than the ring's size away from it, on either
+        // side: while we wait, that is as far as anybody can have got.
+        let passed = self.size.used(self.cons(), end);
+        done && passed.is_ok_and(|passed| passed < self.size.entries())
     }
 
     fn cons(&self) -> Index {
@@ -282,6 +295,19 @@ impl Cmdlist {
             .fetch_update(Release, Relaxed, |word| Some(pack(Shadow { cons, ..self.unpack(word) })));
     }
 
+    fn wait<T>(
+        &self,
+        mut patience: Patience,
+        mut ready: impl FnMut() -> Option<T>,
+    ) -> Result<T, DriverError> {
+        loop {
+            if let Some(value) = ready() {
+                return Ok(value);
+            }
+            self.pause(&mut patience)?;
+        }
+    }
+
     fn patience(&self) -> Patience {
         Patience { backoff: Backoff::new(), cons: self.cons(), since: Instant::now() }
     }
@@ -318,5 +344,8 @@ fn pack(Shadow { prod, owned, cons }: Shadow) -> u64 {
     u64::from(prod.raw() | if owned { OWNED } else { 0 }) | u64::from(cons.raw()) << 32
 }
 
+mod stepped;
 #[cfg(test)]
 mod tests;
+
+pub use stepped::Stepped;

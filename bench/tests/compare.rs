@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use ecmdq_bench::compare::{Executed, Guests, Lane, Load, Open, Ran, Schedule, WAYS, open, ping_pong};
+use ecmdq_bench::compare::{
+    BesideIdle, Executed, Guests, Lane, Limit, Load, OneCmdq, Open, OwnEcmdqs, Ran, Schedule, WAYS, open,
+    ping_pong,
+};
 use ecmdq_bench::trace;
 use hdrhistogram::Histogram;
 
@@ -45,6 +48,42 @@ fn every_cmd_sync_is_covered_by_one_of_the_host() {
         // A queue waits for each of its CMD_SYNCs: one of the host serves two at most.
         assert!(commands == 120 && (30..=60).contains(&syncs), "{name}: {commands} {syncs}");
     }
+}
+
+#[test]
+fn vcpus_that_do_not_wait_for_each_other_send_all_in_all() {
+    let ways: [(&str, Open); 5] = [
+        ("one CMDQ", open::<OneCmdq<0>>),
+        ("one CMDQ, late", open::<OneCmdq<20_000>>),
+        ("an ECMDQ each", open::<OwnEcmdqs<0>>),
+        ("an ECMDQ each, late", open::<OwnEcmdqs<20_000>>),
+        ("raw rings", open::<Limit>),
+    ];
+    for (name, open) in ways {
+        // More groups than the queue has room for.
+        for (vcpus, groups) in [(1, 700), (5, 1000)] {
+            let mut lane = lane(open, vcpus);
+            let Ran { commands: sent, time, .. } = lane.run(&Load::of_vcpus(1), groups);
+            assert_eq!(sent, 2 * groups as u64, "{name}");
+            let Executed { commands, syncs } = lane.executed();
+            match name {
+                "raw rings" => assert_eq!((commands, syncs), (sent, 0)),
+                _ => assert!(
+                    commands == groups as u64 && (groups / vcpus..=groups).contains(&(syncs as usize))
+                ),
+            }
+            if name.ends_with("late") {
+                assert!(time >= Duration::from_micros(20) * syncs as u32, "{name}: {syncs} in {time:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn of_guests_beside_idle_ones_one_sends() {
+    let mut lane = lane(open::<BesideIdle>, 5);
+    assert_eq!(lane.run(&Load::stream(17), 100).commands, 1700);
+    assert_eq!(lane.executed().commands, 1700);
 }
 
 #[test]

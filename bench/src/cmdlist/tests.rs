@@ -132,3 +132,27 @@ fn the_owner_rings_once_for_all_and_not_before_all_are_valid() {
 fn one_alone_is_its_own_owner() {
     run(4, 1, 300, Sync::Msi);
 }
+
+#[test]
+fn vcpus_that_go_by_steps_ring_together() {
+    let cmdlist = empty(4);
+    let mut vcpus: Vec<_> = (0..3).map(|_| cmdlist.stepped()).collect();
+    let mut consumer = Consumer::new(cmdlist.words.clone(), cmdlist.size, Index::ZERO);
+    let group = [Command([0x12, 0]), Command([0x2046, 0])];
+    // Of a queue of 16 entries, with its wrap bit, several times around.
+    for round in 1..=10 {
+        assert!(vcpus.iter_mut().all(|vcpu| vcpu.start(&group) && !vcpu.start(&group)));
+        let prod = cmdlist.words.load_prod(Relaxed);
+        // All write, and the first, which is the owner, rings for all.
+        assert!(vcpus.iter_mut().all(|vcpu| !vcpu.step()));
+        assert_eq!(cmdlist.words.load_prod(Relaxed), prod);
+        assert!(!vcpus[0].step());
+        assert_eq!(cmdlist.words.load_prod(Relaxed), 6 * round % 32);
+        assert!(vcpus.iter_mut().all(|vcpu| !vcpu.step()), "nothing has completed");
+        // CONS passes the CMD_SYNC of the first, then all.
+        consumer.consume(2);
+        assert!(vcpus[0].step() && !vcpus[1].step() && !vcpus[2].step());
+        consumer.consume(4);
+        assert!(vcpus.iter_mut().all(|vcpu| vcpu.step()));
+    }
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Release;
 
+use ecmdq_engine::host::HostQueue;
 use ecmdq_engine::registers::{CR0, CR0_SMMUEN, ECMDQ_BASE, ECMDQ_CONS, ECMDQ_PROD};
 use ecmdq_engine::{Command, Worker};
 use ecmdq_ring::handshake::EN;
@@ -24,14 +25,18 @@ pub enum Engine {}
 #[derive(Debug)]
 pub enum Guests {}
 
+/// As many guests, with an ECMDQ each, of which only the first one ever sends anything.
+#[derive(Debug)]
+pub enum BesideIdle {}
+
 /// An ECMDQ as its driver has it.
 #[derive(Debug)]
 pub struct Ecmdq(Producer<SharedQueue>);
 
 /// The worker, and the host's SMMU.
 #[derive(Debug)]
-pub struct EngineServer {
-    worker: Worker<Inline>,
+pub struct EngineServer<H> {
+    worker: Worker<H>,
     counts: Arc<Counts>,
     /// They hold the guests' memory.
     _machines: Vec<Machine>,
@@ -39,25 +44,40 @@ pub struct EngineServer {
 
 impl Transport for Engine {
     type Guest = Ecmdq;
-    type Server = EngineServer;
+    type Server = EngineServer<Inline>;
 
-    fn open(queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer)> {
-        open(1, queues)
+    fn open(queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer<Inline>)> {
+        several(Inline::new()?, 1, queues)
     }
 }
 
 impl Transport for Guests {
     type Guest = Ecmdq;
-    type Server = EngineServer;
+    type Server = EngineServer<Inline>;
 
-    fn open(queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer)> {
-        open(queues, 1)
+    fn open(queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer<Inline>)> {
+        several(Inline::new()?, queues, 1)
     }
 }
 
-fn open(guests: usize, queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer)> {
+impl Transport for BesideIdle {
+    type Guest = Ecmdq;
+    type Server = EngineServer<Inline>;
+
+    fn open(queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer<Inline>)> {
+        let (mut ecmdqs, server) = Guests::open(queues)?;
+        ecmdqs.truncate(1);
+        Ok((ecmdqs, server))
+    }
+}
+
+/// So many guests with so many ECMDQs each, in front of a host.
+pub(super) fn several<H: HostQueue>(
+    (host, counts): (H, Arc<Counts>),
+    guests: usize,
+    queues: usize,
+) -> io::Result<(Vec<Ecmdq>, EngineServer<H>)> {
     let log2 = queues.next_power_of_two().ilog2() as u8;
-    let (host, counts) = Inline::new()?;
     let mut worker = Worker::new(host);
     let (mut machines, mut ecmdqs) = (Vec::new(), Vec::new());
     for number in 0..guests {
@@ -69,11 +89,16 @@ fn open(guests: usize, queues: usize) -> io::Result<(Vec<Ecmdq>, EngineServer)> 
         }
         machines.push(machine);
     }
-    Ok((ecmdqs, EngineServer { worker, counts, _machines: machines }))
+    Ok((ecmdqs, EngineServer::new(worker, counts, machines)))
 }
 
 /// Enables an ECMDQ.
-fn ecmdq(machine: &Machine, queue: usize, log2: u8, worker: &mut Worker<Inline>) -> io::Result<Ecmdq> {
+fn ecmdq<H: HostQueue>(
+    machine: &Machine,
+    queue: usize,
+    log2: u8,
+    worker: &mut Worker<H>,
+) -> io::Result<Ecmdq> {
     let nothing = || io::Error::from(io::ErrorKind::InvalidInput);
     let Registers::Trapped(_, control) = &machine.registers else { return Err(nothing()) };
     let size = QueueSize::capped(QUEUE_LOG2, QueueSize::MAX);
@@ -104,7 +129,13 @@ impl Guest for Ecmdq {
     }
 }
 
-impl Server for EngineServer {
+impl<H> EngineServer<H> {
+    pub(super) fn new(worker: Worker<H>, counts: Arc<Counts>, machines: Vec<Machine>) -> Self {
+        Self { worker, counts, _machines: machines }
+    }
+}
+
+impl<H: HostQueue> Server for EngineServer<H> {
     fn serve(&mut self) -> bool {
         self.worker.poll()
     }

@@ -89,7 +89,7 @@ fn executed(smmu: &HostSmmu) -> Executed {
 
 /// The host's ring for the engine, with an SMMU that executes on the worker's thread what it is handed.
 #[derive(Debug)]
-pub(super) struct Inline {
+pub struct Inline {
     ring: NativeRing,
     smmu: HostSmmu,
     counts: Arc<Counts>,
@@ -97,7 +97,7 @@ pub(super) struct Inline {
 
 /// What it has executed, for other threads.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub struct Counts {
     all: AtomicU64,
     syncs: AtomicU64,
 }

@@ -20,8 +20,10 @@ use crate::session::{join, spawn};
 pub enum Wait {
     /// As soon as there is room.
     Room,
-    /// When the last one has completed.
+    /// When the last one has completed, each queue in its turn.
     Completion,
+    /// When the last one has completed, whichever queue that is: all are looked at in turn, as vCPUs that know nothing of each other do.
+    OwnCompletion,
 }
 
 /// What each queue is sent, over and over.
@@ -40,6 +42,11 @@ impl Load {
     /// Groups of `n` TLBI_NH_VA and a CMD_SYNC, each waited for.
     pub fn synced(n: usize) -> Self {
         Self { groups: vec![tlbis(n).chain([SYNC]).collect()], wait: Wait::Completion }
+    }
+
+    /// The same of vCPUs that do not wait for each other.
+    pub fn of_vcpus(n: usize) -> Self {
+        Self { wait: Wait::OwnCompletion, ..Self::synced(n) }
     }
 
     /// A recorded stream as the driver sent it: each CMD_SYNC is waited for.
@@ -151,8 +158,12 @@ impl<G: Guest + Send, S: Server + Send> Lane for Pair<G, S> {
     fn run(&mut self, load: &Load, groups: usize) -> Ran {
         let (time, kept_off) = self.serve_while(|guests| {
             let start = Instant::now();
-            let all = load.groups.iter().cycle().take(groups).enumerate();
-            let queues = guests.len();
+            let all = load.groups.iter().cycle().take(groups);
+            if load.wait == Wait::OwnCompletion {
+                send_in_turns(guests, all);
+                return start.elapsed();
+            }
+            let (all, queues) = (all.enumerate(), guests.len());
             // Each queue gets each group: they follow each other by rounds of all queues.
             for (i, group) in all {
                 let guest = &mut guests[i % queues];
@@ -181,6 +192,26 @@ impl<G: Guest + Send, S: Server + Send> Lane for Pair<G, S> {
     fn executed(&self) -> Executed {
         self.server.executed()
     }
+}
+
+/// Whoever is done gets the next group, until all are.
+fn send_in_turns<'a>(guests: &mut [impl Guest], groups: impl Iterator<Item = &'a Vec<Command>>) {
+    let mut groups = groups.peekable();
+    spin_until(|| {
+        let mut all_done = true;
+        for guest in &mut *guests {
+            if !guest.is_done() {
+                all_done = false;
+            } else if let Some(group) = groups.peek() {
+                all_done = false;
+                // Without room it is another one's, or comes later.
+                if guest.send(group) {
+                    groups.next();
+                }
+            }
+        }
+        all_done
+    });
 }
 
 /// Where both sides are on one processor, the other one must run now and then.

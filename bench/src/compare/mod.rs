@@ -7,17 +7,20 @@
 mod engine;
 mod host;
 mod lane;
+mod late;
 mod limit;
 mod queues;
 mod round_trip;
+mod sharing;
 mod trap;
 mod virtqueue;
 
-pub use engine::{Engine, Guests};
+pub use engine::{BesideIdle, Engine, Guests};
 pub use lane::{Lane, Load, Pair, Ran, Wait};
 pub use limit::Limit;
 pub use queues::{Array, Deque, Rtrb};
 pub use round_trip::{Schedule, ping_pong};
+pub use sharing::{OneCmdq, OwnEcmdqs};
 pub use trap::Trap;
 pub use virtqueue::Virtqueue;
 
