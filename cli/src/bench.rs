@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
-use ecmdq_bench::report::{Change, Effort, Figures, changes, html, measure, plots};
-use indicatif::{ProgressBar, ProgressStyle};
+use clap::{Args, ValueEnum};
+use ecmdq_bench::report::{Change, Effort, Figures, Part, Sharing, changes, html, measure, plots};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use thiserror::Error;
 
 /// Options of `ecmdq bench`.
@@ -16,6 +16,9 @@ pub struct Options {
     /// Fewer cases and repetitions: one minute in place of six.
     #[arg(long)]
     quick: bool,
+    /// Measure one part only.
+    #[arg(long, value_enum)]
+    only: Option<Only>,
     /// Where to write `report.html`, `report.json`, and the plots.
     #[arg(long, value_name = "DIR", default_value = "report")]
     out: PathBuf,
@@ -25,6 +28,21 @@ pub struct Options {
     /// With `--compare`: measure nothing, compare this `report.json` with the older one.
     #[arg(long, value_name = "NEW.json", requires = "compare")]
     with: Option<PathBuf>,
+}
+
+/// A part of the comparison.
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum Only {
+    /// Commands a second.
+    Rates,
+    /// CMD_SYNCs that are waited for.
+    RoundTrips,
+    /// CMD_SYNCs of many guests, for each of the host.
+    Merging,
+    /// vCPUs that share a CMDQ.
+    Sharing,
+    /// A queue beside idle guests.
+    Idle,
 }
 
 /// Why there is no report.
@@ -48,16 +66,32 @@ pub fn bench(options: &Options) -> Result<ExitCode, Error> {
         Some(path) => read(path)?,
         None => {
             fs::create_dir_all(&options.out).map_err(|e| Error::File(options.out.clone(), e))?;
-            let figures = measured(if options.quick { &Effort::QUICK } else { &Effort::FULL })?;
+            let effort = if options.quick { Effort::QUICK } else { Effort::FULL };
+            let figures = measured(&options.only.map_or(effort, |only| effort.only(only.into())))?;
             write(&figures, &options.out)?;
             figures
         }
     };
     match old {
         Some(old) => print_changes(&changes(&old, &figures)),
-        None => print_goals(&figures),
+        None => {
+            print_goals(&figures);
+            print_sharing(&figures);
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl From<Only> for Part {
+    fn from(only: Only) -> Self {
+        match only {
+            Only::Rates => Self::Rates,
+            Only::RoundTrips => Self::RoundTrips,
+            Only::Merging => Self::Merging,
+            Only::Sharing => Self::Sharing,
+            Only::Idle => Self::Idle,
+        }
+    }
 }
 
 fn measured(effort: &Effort) -> Result<Figures, Error> {
@@ -95,12 +129,46 @@ fn write(figures: &Figures, to: &Path) -> Result<(), Error> {
 
 fn print_goals(figures: &Figures) {
     say!("{}\n", figures.machine.sentence());
+    if figures.goals.is_empty() {
+        return;
+    }
     say!("{:>8} {:>8} {:>9}  ", "measured", "goal", "the limit");
     for goal in &figures.goals {
         let bound = format!("{} {}", if goal.at_least { "≥" } else { "≤" }, goal.goal);
         let met = if goal.is_met() { "" } else { "  (not met)" };
         let limit = goal.limit.map(|limit| format!("{limit:.2}")).unwrap_or_default();
         say!("{:>8.2} {bound:>8} {limit:>9}  {}{met}", goal.measured.median, goal.what);
+    }
+}
+
+fn print_sharing(figures: &Figures) {
+    if let Some(ratio) = figures.beside_idle {
+        say!("\none queue beside 256 idle guests : alone  {:.2}", ratio.median);
+    }
+    if figures.sharing.is_empty() {
+        return;
+    }
+    say!("\nvCPUs with a TLBI and a CMD_SYNC at a time, medians");
+    say!(
+        "{:>9} {:>5}  {:<14} {:>12} {:>13} {:>13} {:>15}",
+        "host SYNC",
+        "vCPUs",
+        "queues",
+        "commands/s",
+        "guest SYNCs/s",
+        "of the limit",
+        "for a host SYNC"
+    );
+    for sharing in &figures.sharing {
+        let Sharing { vcpus, queues, host_sync_ns, .. } = sharing;
+        let us = *host_sync_ns as f64 / 1e3;
+        say!(
+            "{us:>6} us {vcpus:>5}  {queues:<14} {:>12} {:>13} {:>13.3} {:>15.2}",
+            HumanCount(sharing.commands_per_second.median as u64),
+            HumanCount(sharing.syncs_per_second.median as u64),
+            sharing.of_limit.median,
+            sharing.guest_syncs_per_host_sync.median,
+        );
     }
 }
 

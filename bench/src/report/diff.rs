@@ -1,6 +1,6 @@
 //! What is different from an older run.
 
-use super::{Figures, Spread};
+use super::{Figures, Sharing, Spread};
 
 /// Something that both runs measured: a ratio, so that it says something even if the machine was in another mood.
 #[derive(Clone, Debug)]
@@ -64,12 +64,35 @@ fn ratios(figures: &Figures) -> Vec<(String, Spread, bool)> {
         let what = format!("CMD_SYNCs of {} guests for each of the host", merging.guests);
         (what, merging.guest_syncs_per_host_sync, true)
     });
-    rates.chain(trips).chain(merging).collect()
+    let beside_idle = figures
+        .beside_idle
+        .map(|ratio| ("one queue beside 256 idle guests : alone".to_string(), ratio, true));
+    rates.chain(trips).chain(merging).chain(sharing(&figures.sharing)).chain(beside_idle).collect()
+}
+
+/// A host whose CMD_SYNCs take their time is a clock: beside it, what gets done in that time is a ratio as well.
+fn sharing(sharing: &[Sharing]) -> impl Iterator<Item = (String, Spread, bool)> {
+    sharing.iter().flat_map(|sharing| {
+        let Sharing { vcpus, queues, host_sync_ns, .. } = sharing;
+        let of = format!("{vcpus} vCPUs, {queues}, host CMD_SYNC in {host_sync_ns} ns");
+        let done = match host_sync_ns {
+            0 => (format!("{of} : limit"), sharing.of_limit, true),
+            ns => {
+                let each = |per_second: f64| per_second * *ns as f64 / 1e9;
+                let Spread { low, median, high } = sharing.syncs_per_second;
+                let spread = Spread { low: each(low), median: each(median), high: each(high) };
+                (format!("CMD_SYNCs in that time, {of}"), spread, true)
+            }
+        };
+        let merged =
+            (format!("CMD_SYNCs for each of the host, {of}"), sharing.guest_syncs_per_host_sync, true);
+        [done, merged]
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Change, Spread};
+    use super::{Change, Sharing, Spread, sharing};
 
     fn change(old: [f64; 3], new: [f64; 3]) -> Change {
         let spread = |[low, median, high]: [f64; 3]| Spread { low, median, high };
@@ -84,6 +107,22 @@ mod tests {
         let worse = change([0.9, 1.0, 1.1], [0.5, 0.5, 0.5]);
         assert!(worse.is_real() && !worse.is_better());
         assert_eq!(worse.relative(), -0.5);
+    }
+
+    #[test]
+    fn a_late_host_is_a_clock() {
+        let spread = |median: f64| Spread { low: median / 2.0, median, high: 2.0 * median };
+        let with = |host_sync_ns| Sharing {
+            vcpus: 4,
+            queues: "one CMDQ".into(),
+            host_sync_ns,
+            commands_per_second: spread(6e6),
+            syncs_per_second: spread(3e6),
+            of_limit: spread(0.25),
+            guest_syncs_per_host_sync: spread(1.5),
+        };
+        let ratios: Vec<_> = sharing(&[with(0), with(2000)]).map(|(_, ratio, _)| ratio).collect();
+        assert_eq!(ratios, [spread(0.25), spread(1.5), spread(6.0), spread(1.5)]);
     }
 
     #[test]

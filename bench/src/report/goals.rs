@@ -29,7 +29,7 @@ impl Goal {
 /// The goals that the measurements say something of; `kept` is the rate with 256 queues relative to that with one.
 pub(super) fn goals(
     rates: &[Rate],
-    kept: Spread,
+    kept: Option<Spread>,
     round_trips: &[RoundTrip],
     merging: &[Merging],
 ) -> Vec<Goal> {
@@ -53,7 +53,7 @@ pub(super) fn goals(
         add(what("64 commands a doorbell"), 0.80, true, engine(64), None);
         add(what("as it was sent"), 0.80, true, engine(0), None);
     }
-    add("engine with 256 queues : with one, 64 a doorbell".into(), 0.90, true, Some(kept), None);
+    add("engine with 256 queues : with one, 64 a doorbell".into(), 0.90, true, kept, None);
     let trip = |lane: &str| round_trips.iter().find(|trip| trip.lane == lane);
     type Part = fn(&RoundTrip) -> Spread;
     let parts: [(&str, f64, Part); 2] =

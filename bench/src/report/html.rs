@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt::Write;
 
 use super::measure::TLBI;
-use super::{Count, Figures, Goal, Merging, Plot, Rate, RoundTrip, Spread, plots};
+use super::{Count, Figures, Goal, Merging, Plot, Rate, RoundTrip, Sharing, Spread, plots};
 
 const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#111}\
     table{border-collapse:collapse;margin:1em 0}th,td{padding:.2em .6em;text-align:right;white-space:nowrap;border-bottom:1px solid #ccc}\
@@ -18,8 +18,8 @@ const STYLE: &str = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em aut
 ///
 /// What the plotting said.
 pub fn html(figures: &Figures) -> Result<String, Box<dyn Error>> {
-    let Figures { machine, quick, steady, goals, rates, round_trips, merging, memory, instructions } =
-        figures;
+    let Figures { machine, quick, steady, goals, rates, round_trips, merging, .. } = figures;
+    let Figures { sharing, beside_idle, memory, instructions, .. } = figures;
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n<title>ecmdq: measured beside its peers</title>\n\
          <style>{STYLE}</style>\n<h1>ecmdq: measured beside its peers and the limit</h1>\n<p>{}{}</p>\n\
@@ -43,6 +43,22 @@ pub fn html(figures: &Figures) -> Result<String, Box<dyn Error>> {
     page += &table("TLBI and CMD_SYNC", &head, trips);
     let head = ["guests", "guest CMD_SYNCs for each of the host", ""];
     page += &table("CMD_SYNCs of many guests", &head, merging.iter().map(merged));
+    let head = [
+        "vCPUs",
+        "queues",
+        "host CMD_SYNC, us",
+        "million commands/s",
+        "",
+        "million CMD_SYNCs/s",
+        "of the limit",
+        "guest CMD_SYNCs for each of the host",
+        "",
+    ];
+    page +=
+        &table("vCPUs that share one CMDQ, and vCPUs with an ECMDQ each", &head, sharing.iter().map(shared));
+    let row =
+        |ratio| [vec!["one queue beside 256 idle guests : alone".into()], spread(ratio).to_vec()].concat();
+    page += &table("Idle guests", &["", "commands a second", ""], beside_idle.iter().map(row));
     let memory = [("a guest with an ECMDQ", memory.guest), ("each further ECMDQ", memory.queue)];
     let rows = memory.map(|(what, bytes)| vec![what.into(), format!("{bytes}")]);
     page += &table("Memory, without the guest's RAM", &["", "bytes"], rows.into_iter());
@@ -59,12 +75,16 @@ pub fn html(figures: &Figures) -> Result<String, Box<dyn Error>> {
 
 type Row = Vec<String>;
 
+/// Nothing without rows: that part was not measured.
 fn table(caption: &str, head: &[&str], rows: impl Iterator<Item = Row>) -> String {
     let cells = |tag: &str, row: &[String]| -> String {
         row.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect()
     };
     let head: Row = head.iter().map(|cell| cell.to_string()).collect();
     let rows: String = rows.map(|row| format!("<tr>{}</tr>\n", cells("td", &row))).collect();
+    if rows.is_empty() {
+        return rows;
+    }
     format!("<h2>{}</h2>\n<table><tr>{}</tr>\n{rows}</table>\n", escaped(caption), cells("th", &head))
 }
 
@@ -84,6 +104,10 @@ pub(super) fn number(value: f64) -> String {
 
 fn spread(Spread { low, median, high }: &Spread) -> [String; 2] {
     [number(*median), format!("{} – {}", number(*low), number(*high))]
+}
+
+fn millions(Spread { low, median, high }: &Spread) -> Spread {
+    Spread { low: low / 1e6, median: median / 1e6, high: high / 1e6 }
 }
 
 fn goal(goal: &Goal) -> Row {
@@ -107,6 +131,16 @@ fn merged(merging: &Merging) -> Row {
     [merging.guests.to_string()].into_iter().chain(ratio).collect()
 }
 
+fn shared(sharing: &Sharing) -> Row {
+    let Sharing { vcpus, queues, host_sync_ns, .. } = sharing;
+    let host = if *host_sync_ns == 0 { "none".into() } else { number(*host_sync_ns as f64 / 1e3) };
+    let mut row = vec![vcpus.to_string(), queues.clone(), host];
+    row.extend(spread(&millions(&sharing.commands_per_second)));
+    row.extend([&millions(&sharing.syncs_per_second), &sharing.of_limit].map(|s| number(s.median)));
+    row.extend(spread(&sharing.guest_syncs_per_host_sync));
+    row
+}
+
 fn step((step, count): (&String, &Count)) -> Row {
     let each = match count.commands {
         0 => String::new(),
@@ -116,9 +150,7 @@ fn step((step, count): (&String, &Count)) -> Row {
 }
 
 fn rate(rate: &Rate) -> Row {
-    let scaled = |part: f64| part / 1e6;
-    let Spread { low, median, high } = rate.per_second;
-    let rates = spread(&Spread { low: scaled(low), median: scaled(median), high: scaled(high) });
+    let rates = spread(&millions(&rate.per_second));
     let load = if rate.load == TLBI { rate.lane.clone() } else { format!("{}, {}", rate.lane, rate.load) };
     let batch = if rate.batch == 0 { "as sent".into() } else { rate.batch.to_string() };
     [load, rate.queues.to_string(), batch]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use super::goals::goals;
 use super::round_trips::round_trips;
-use super::{Figures, Instructions, MachineInfo, Memory, Merging, Rate, RoundTrip, Spread, Steady};
-use crate::compare::{Engine, Guests, Lane, Load, Ran, WAYS, open};
+use super::sharing::sharing;
+use super::{Figures, Instructions, MachineInfo, Memory, Merging, Rate, RoundTrip, Sharing, Spread, Steady};
+use crate::compare::{BesideIdle, Engine, Guests, Lane, Load, Ran, WAYS, open};
 use crate::{scale, trace};
 
 /// TLBI_NH_VA of one page each, sent as there is room.
@@ -22,13 +23,30 @@ pub struct Effort {
     /// How often all of it is measured.
     passes: usize,
     /// How often everything is repeated in each pass.
-    repetitions: usize,
+    pub(super) repetitions: usize,
     /// How long each takes in a repetition.
     slice: Duration,
     queues: &'static [usize],
     batches: &'static [usize],
     /// Repetitions, and CMD_SYNCs in each, of the round trips.
     pub(super) round_trips: (usize, u32),
+    /// The part that is measured, if it is not everything.
+    only: Option<Part>,
+}
+
+/// A part of the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Commands a second.
+    Rates,
+    /// CMD_SYNCs that are waited for.
+    RoundTrips,
+    /// CMD_SYNCs of many guests.
+    Merging,
+    /// vCPUs that share a CMDQ.
+    Sharing,
+    /// A queue beside idle guests.
+    Idle,
 }
 
 impl Effort {
@@ -40,6 +58,7 @@ impl Effort {
         queues: &[1, 2, 4, 16, 64, 256],
         batches: &[1, 4, 17, 64, 254],
         round_trips: (10, 4000),
+        only: None,
     };
     /// What the goals speak of: a minute.
     pub const QUICK: Self = Self {
@@ -49,7 +68,22 @@ impl Effort {
         queues: &[1, 256],
         batches: &[1, 64, 254],
         round_trips: (4, 2000),
+        only: None,
     };
+
+    /// The same for one part of the comparison.
+    pub fn only(self, part: Part) -> Self {
+        Self { only: Some(part), ..self }
+    }
+
+    /// The same in short slices, and more of them: where others use the machine as well, some of them are left alone.
+    pub(super) fn in_short(&self) -> Self {
+        Self { slice: self.slice / 4, repetitions: 2 * self.repetitions, ..*self }
+    }
+
+    fn has(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
 }
 
 const LIMIT: &str = "limit";
@@ -71,38 +105,67 @@ pub fn measure(effort: &Effort, mut progress: impl FnMut(&str)) -> io::Result<Fi
         let mut progress = |next: &str| progress(&format!("{number} of {}: {next}", effort.passes));
         passes.push(Pass::measure(effort, &mut steady, &mut progress)?);
     }
-    let Pass { rates, round_trips, merging, kept } = Pass::all(&passes);
+    let Pass { rates, round_trips, merging, kept, sharing, beside_idle } = Pass::all(&passes);
     let goals = goals(&rates, kept, &round_trips, &merging);
     let quick = effort.queues.len() < Effort::FULL.queues.len();
     let instructions = Instructions::committed();
-    Ok(Figures { machine, quick, steady, goals, rates, round_trips, merging, memory, instructions })
+    Ok(Figures {
+        machine,
+        quick,
+        steady,
+        goals,
+        rates,
+        round_trips,
+        merging,
+        sharing,
+        beside_idle,
+        memory,
+        instructions,
+    })
 }
 
 /// All that is repeated.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Pass {
     rates: Vec<Rate>,
     round_trips: Vec<RoundTrip>,
     merging: Vec<Merging>,
     /// The rate with 256 queues relative to that with one.
-    kept: Spread,
+    kept: Option<Spread>,
+    sharing: Vec<Sharing>,
+    beside_idle: Option<Spread>,
 }
 
 impl Pass {
     fn measure(effort: &Effort, steady: &mut Steady, progress: &mut impl FnMut(&str)) -> io::Result<Self> {
-        let (mut rates, mut merging) = (Vec::new(), Vec::new());
-        for queues in effort.queues {
-            rates.extend(throughput(effort, *queues, steady, progress)?);
+        let mut pass = Self::default();
+        if effort.has(Part::Rates) {
+            for queues in effort.queues {
+                pass.rates.extend(throughput(effort, *queues, steady, progress)?);
+            }
+            progress("256 queues beside one");
+            let lanes = [open::<Engine>(256)?, open::<Engine>(1)?];
+            pass.kept = Some(relative(lanes, effort, steady));
         }
-        progress("round trips");
-        let round_trips = round_trips(effort, steady)?;
-        for guests in [1, 16, 64, 256] {
-            progress(&format!("CMD_SYNCs of {guests} guests"));
-            merging.push(merged(effort, guests, steady)?);
+        if effort.has(Part::RoundTrips) {
+            progress("round trips");
+            pass.round_trips = round_trips(effort, steady)?;
         }
-        progress("256 queues beside one");
-        let kept = kept(effort, steady)?;
-        Ok(Self { rates, round_trips, merging, kept })
+        if effort.has(Part::Merging) {
+            for guests in [1, 16, 64, 256] {
+                progress(&format!("CMD_SYNCs of {guests} guests"));
+                pass.merging.push(merged(effort, guests, steady)?);
+            }
+        }
+        if effort.has(Part::Sharing) {
+            pass.sharing = sharing(effort, steady, progress)?;
+        }
+        if effort.has(Part::Idle) {
+            progress("a queue beside 256 idle guests");
+            let lanes = [open::<BesideIdle>(257)?, open::<BesideIdle>(1)?];
+            pass.beside_idle = Some(relative(lanes, &effort.in_short(), steady));
+        }
+        Ok(pass)
     }
 
     /// The medians of several, with their quartiles. All have measured the same, in the same order.
@@ -128,7 +191,18 @@ impl Pass {
         for (i, merging) in all.merging.iter_mut().enumerate() {
             merging.guest_syncs_per_host_sync = spread(&|pass| pass.merging[i].guest_syncs_per_host_sync);
         }
-        all.kept = spread(&|pass| pass.kept);
+        for (i, sharing) in all.sharing.iter_mut().enumerate() {
+            sharing.commands_per_second = spread(&|pass| pass.sharing[i].commands_per_second);
+            sharing.syncs_per_second = spread(&|pass| pass.sharing[i].syncs_per_second);
+            sharing.of_limit = spread(&|pass| pass.sharing[i].of_limit);
+            sharing.guest_syncs_per_host_sync = spread(&|pass| pass.sharing[i].guest_syncs_per_host_sync);
+        }
+        let of_all = |ratio: fn(&Self) -> Option<Spread>| {
+            let medians: Option<Vec<_>> = passes.iter().map(|pass| Some(ratio(pass)?.median)).collect();
+            medians.map(Spread::of)
+        };
+        all.kept = of_all(|pass| pass.kept);
+        all.beside_idle = of_all(|pass| pass.beside_idle);
         all
     }
 }
@@ -176,11 +250,10 @@ fn throughput(
     Ok(rates)
 }
 
-/// The engine's rate with 256 queues relative to that with one, 64 commands a doorbell.
-fn kept(effort: &Effort, steady: &mut Steady) -> io::Result<Spread> {
-    let mut lanes = [open::<Engine>(256)?, open::<Engine>(1)?];
+/// The rate of one lane relative to that of another, 64 commands a doorbell.
+fn relative(mut lanes: [Box<dyn Lane>; 2], effort: &Effort, steady: &mut Steady) -> Spread {
     let rates = in_turn(&mut lanes, &Load::stream(64), effort, 2 * effort.repetitions, steady);
-    Ok(Spread::of_ratios(&rates[0], &rates[1]))
+    Spread::of_ratios(&rates[0], &rates[1])
 }
 
 /// Commands a second, by lane and repetition. Each is the first in turn.
@@ -204,10 +277,12 @@ fn in_turn(
 }
 
 /// So many groups take as long as a slice.
-fn long_enough(lane: &mut dyn Lane, load: &Load, effort: &Effort) -> usize {
+pub(super) fn long_enough(lane: &mut dyn Lane, load: &Load, effort: &Effort) -> usize {
     let (mut steady, mut groups) = (Steady::default(), 64);
     loop {
-        let Ran { time, .. } = steady.run(lane, load, groups);
+        // The least of a few: who loses the processor for as long as a slice would make do with what takes no time.
+        let times = [(); 4].map(|()| steady.run(lane, load, groups).time);
+        let time = times.into_iter().min().unwrap_or_default();
         if time >= effort.slice / 2 || groups > 1 << 24 {
             return (groups as f64 * effort.slice.div_duration_f64(time)) as usize + 1;
         }

@@ -9,6 +9,7 @@ mod machine;
 mod measure;
 mod plots;
 mod round_trips;
+mod sharing;
 mod steady;
 
 pub use diff::{Change, changes};
@@ -16,8 +17,9 @@ pub use goals::Goal;
 pub use html::html;
 pub use instructions::{Count, Instructions};
 pub use machine::MachineInfo;
-pub use measure::{Effort, measure};
+pub use measure::{Effort, Part, measure};
 pub use plots::{Plot, plots};
+pub use sharing::Sharing;
 pub use steady::Steady;
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +42,12 @@ pub struct Figures {
     pub round_trips: Vec<RoundTrip>,
     /// CMD_SYNCs of many guests.
     pub merging: Vec<Merging>,
+    /// vCPUs that share a CMDQ.
+    #[serde(default)]
+    pub sharing: Vec<Sharing>,
+    /// The rate of one queue beside 256 idle guests, relative to that beside none.
+    #[serde(default)]
+    pub beside_idle: Option<Spread>,
     /// Memory.
     pub memory: Memory,
     /// The figures of the source, which another machine would count as well.

@@ -35,7 +35,7 @@ pub(super) const COLOURS: [RGBColor; 9] = [
     RGBColor(0, 0, 0),
 ];
 
-/// All of them.
+/// All of them, but for what was not measured.
 ///
 /// # Errors
 ///
@@ -49,28 +49,22 @@ pub fn plots(figures: &Figures) -> Result<Vec<Plot>, Fail> {
         };
         rates.iter().filter(wanted).collect::<Vec<_>>()
     };
-    let by_batch = lines(&of(Some(1), None), |rate| rate.batch, "commands a doorbell")?;
-    // One point is no line: it has no more than one queue.
-    let by_queues: Vec<_> = of(None, Some(64)).into_iter().filter(|rate| rate.lane != TRAP).collect();
-    let by_queues = lines(&by_queues, |rate| rate.queues, "queues")?;
-    let mut plots = vec![
-        Plot {
-            name: "round-trips",
-            caption: "From the doorbell of a TLBI and a CMD_SYNC until it has completed: half, 99 % and 99.9 % of \
-                      requests take less.",
-            svg: dots(round_trips)?,
-        },
-        Plot {
-            name: "batches",
-            caption: "Commands a second of one queue, by commands a doorbell.",
-            svg: by_batch,
-        },
-        Plot {
-            name: "queues",
-            caption: "Commands a second in all, by queues; 64 commands a doorbell.",
-            svg: by_queues,
-        },
-    ];
+    let mut plots = Vec::new();
+    if !round_trips.is_empty() {
+        let caption = "From the doorbell of a TLBI and a CMD_SYNC until it has completed: half, 99 % and 99.9 % of \
+                       requests take less.";
+        plots.push(Plot { name: "round-trips", caption, svg: dots(round_trips)? });
+    }
+    if !rates.is_empty() {
+        let svg = lines(&of(Some(1), None), |rate| rate.batch, "commands a doorbell")?;
+        let caption = "Commands a second of one queue, by commands a doorbell.";
+        plots.push(Plot { name: "batches", caption, svg });
+        // One point is no line: it has no more than one queue.
+        let by_queues: Vec<_> = of(None, Some(64)).into_iter().filter(|rate| rate.lane != TRAP).collect();
+        let svg = lines(&by_queues, |rate| rate.queues, "queues")?;
+        let caption = "Commands a second in all, by queues; 64 commands a doorbell.";
+        plots.push(Plot { name: "queues", caption, svg });
+    }
     if let Some(svg) = instructions.as_ref().map(breakdown).transpose()?.flatten() {
         let caption =
             "Where the instructions of a command's way go, from the guest's write to the host and back.";
