@@ -64,23 +64,21 @@ fn write(mut writing: Box<Writing>) -> Box<Writing> {
 }
 
 /// The engine copies a group out of the guest's memory.
-struct Fetching(Consumer<SharedQueue>, Rules, [Entry; 64]);
+struct Fetching(Consumer<SharedQueue>, [Entry; 64]);
 
 fn fetching(n: usize) -> Box<Fetching> {
     let (queue, size) = ring();
     let mut producer = Producer::new(queue.clone(), size, Index::ZERO);
     producer.write(bytemuck::cast_slice(&group(n)));
     producer.publish();
-    Box::new(Fetching(Consumer::new(queue, size, Index::ZERO), rules().0, [[0; 2]; 64]))
+    Box::new(Fetching(Consumer::new(queue, size, Index::ZERO), [[0; 2]; 64]))
 }
 
 #[library_benchmark]
 #[benches::of(args = [2, 64], setup = fetching)]
 fn fetch(mut fetching: Box<Fetching>) -> Box<Fetching> {
-    let Fetching(consumer, rules, to) = &mut *fetching;
-    let prod = consumer.prod();
-    let end = |entries: &[Entry]| rules.batch_end(bytemuck::cast_slice(entries));
-    assert!(consumer.fetch_until(prod, to, end).is_ok());
+    let Fetching(consumer, to) = &mut *fetching;
+    assert!(consumer.fetch(consumer.prod(), to).is_ok());
     fetching
 }
 

@@ -10,18 +10,22 @@ impl Bits {
         Self(vec![0; len.div_ceil(64)].into())
     }
 
-    /// Puts a number in, or takes it out.
+    /// Puts a number in; says whether it was not there, and is below the limit.
     #[inline]
-    pub fn set(&mut self, number: usize, to: bool) {
-        if let Some(word) = self.0.get_mut(number / 64) {
-            *word = *word & !(1 << (number % 64)) | u64::from(to) << (number % 64);
-        }
+    pub fn insert(&mut self, number: usize) -> bool {
+        let Some(word) = self.0.get_mut(number / 64) else { return false };
+        let bit = 1 << (number % 64);
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
     }
 
-    /// Whether there is any.
+    /// Takes a number out.
     #[inline]
-    pub fn any(&self) -> bool {
-        self.0.iter().any(|word| *word != 0)
+    pub fn remove(&mut self, number: usize) {
+        if let Some(word) = self.0.get_mut(number / 64) {
+            *word &= !(1 << (number % 64));
+        }
     }
 
     /// The first number from `from` on.
@@ -42,13 +46,13 @@ mod tests {
     #[test]
     fn numbers_are_found_in_order() {
         let mut bits = Bits::new(257);
-        assert!(!bits.any() && bits.next(0).is_none());
+        assert!(bits.next(0).is_none());
         for number in [0, 63, 64, 200, 256] {
-            bits.set(number, true);
+            assert!(bits.insert(number) && !bits.insert(number));
         }
-        bits.set(200, false);
+        bits.remove(200);
         let all: Vec<_> = std::iter::successors(bits.next(0), |number| bits.next(number + 1)).collect();
         assert_eq!(all, [0, 63, 64, 256]);
-        assert!(bits.any() && bits.next(1000).is_none());
+        assert!(bits.next(1000).is_none() && !bits.insert(1000));
     }
 }

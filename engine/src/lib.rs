@@ -76,12 +76,12 @@ pub mod registers;
 pub mod rules;
 
 mod bits;
+mod events;
 mod features;
 mod identity;
 mod interrupts;
 mod outbox;
-mod queue;
-mod rota;
+mod share;
 mod sleep;
 mod stats;
 mod submission;
@@ -89,11 +89,12 @@ mod token;
 mod vsmmu;
 mod worker;
 
-pub use command::{Command, Opcode};
+pub use command::{Command, CommandError, Opcode};
+pub use events::{Event, EventKind};
 pub use features::{Features, FeaturesError, StallModel};
 pub use identity::{HostStreamId, StreamConfig, StreamId, StreamMap, StreamMapError, Vmid};
 pub use interrupts::{EventfdInterrupts, Interrupts, MsiSink, NoInterrupts};
-pub use queue::CommandError;
+pub use share::{RateLimit, Share};
 pub use sleep::{SleeperKind, Waker};
 pub use stats::Stats;
 pub use token::Token;
@@ -101,6 +102,4 @@ pub use vsmmu::{
     Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused, OnRequest,
     RestoreError, Snapshot, SnapshotError, StatsReader, VirtualSmmu,
 };
-pub use worker::{
-    AttachError, Event, EventKind, Idle, Leaving, Nap, RateLimit, Running, Share, Worker, WorkerHandle,
-};
+pub use worker::{AttachError, Idle, Leaving, Nap, Running, Worker, WorkerHandle};

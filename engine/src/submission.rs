@@ -1,18 +1,16 @@
 //! The way to the host queue, and the way back: one hand-over for all guests, one ticket for all their CMD_SYNCs.
-//!
-//! CMD_SYNCs are counted in *rounds*: all that are met between two tickets belong to one round, which has completed when its
-//! ticket has been reached.
 
 use std::any::Any;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::command::Command;
+use crate::events::panic_message;
 use crate::host::{Cause, Failure, HostQueue, Identities, Ticket};
-use crate::outbox::Outbox;
+use crate::outbox::{BARRIERS, BATCH, Outbox};
 use crate::sleep::Waker;
-use crate::worker::message;
 
-/// Tickets that may be outstanding at the most. With more, commands wait until one is reached.
+/// Tickets that may be outstanding at the most, which only synchronisations for the order of commands come to.
 pub(crate) const OUTSTANDING: usize = 64;
 
 /// What shows that a host queue gets on.
@@ -28,17 +26,18 @@ enum Mark {
 pub(crate) struct Submission<H> {
     host: H,
     out: Outbox,
-    /// The round of the CMD_SYNCs that are met now.
-    round: u64,
-    /// Whether there is one in this round, whose ticket is still to be asked for.
-    due: bool,
-    /// Whether that could not be done by the start of this sweep, or there was no room for somebody in it.
+    /// Where commands are fetched to.
+    fetched: Box<[Command; BATCH]>,
+    /// How many commands the host has taken, and how many of them the newest ticket covers.
+    handed_over: u64,
+    synchronised: u64,
+    /// Whether a ticket that is due could not be asked for by the start of this sweep, or there was no room for somebody in it.
     blocked: bool,
+    /// Whether a ticket was due and not asked for at the start of this sweep.
+    gathers: bool,
     /// A visit found too little room, and ended for that.
     cramped: bool,
     asked: VecDeque<(u64, Ticket)>,
-    /// How many of them there may be.
-    tickets: usize,
     /// The newest round that is over, completed or failed.
     over: u64,
     /// The round that failed, while the guests are told.
@@ -56,16 +55,17 @@ pub(crate) struct Submission<H> {
 
 impl<H: HostQueue> Submission<H> {
     pub fn new(host: H) -> Self {
-        let asked = VecDeque::with_capacity(OUTSTANDING);
+        let asked = VecDeque::with_capacity(OUTSTANDING + BARRIERS + 1);
         Self {
             host,
             out: Outbox::new(),
-            round: 1,
-            due: false,
+            fetched: Box::new([Command::default(); BATCH]),
+            handed_over: 0,
+            synchronised: 0,
             blocked: false,
+            gathers: false,
             cramped: false,
             asked,
-            tickets: OUTSTANDING,
             over: 0,
             failed: None,
             failures: 0,
@@ -74,11 +74,6 @@ impl<H: HostQueue> Submission<H> {
             panic: None,
             standing: None,
         }
-    }
-
-    /// From 1 to 64.
-    pub fn set_tickets(&mut self, most: usize) {
-        self.tickets = most.clamp(1, OUTSTANDING);
     }
 
     /// The host queue itself.
@@ -135,7 +130,7 @@ impl<H: HostQueue> Submission<H> {
 
     /// The host queue panicked: nothing is known of it, and nothing is handed to it any more.
     pub fn give_up(&mut self, panic: &(dyn Any + Send)) {
-        (self.gone, self.panic) = (true, Some(message(panic)));
+        (self.gone, self.panic) = (true, Some(panic_message(panic)));
     }
 
     /// Whether there is something that the VMM has not been told.
@@ -155,11 +150,18 @@ impl<H: HostQueue> Submission<H> {
     }
 
     /// Whether something is with the host, or on its way, of whose completion somebody must hear.
+    #[inline]
     pub fn is_outstanding(&self) -> bool {
-        self.due || !self.asked.is_empty() || !self.out.is_empty()
+        !self.asked.is_empty() || self.out.is_due() || !self.out.is_empty()
     }
 
-    /// Whether commands wait for room at the host, of which nobody hears.
+    /// Whether there is something to be seen, or to be handed over, at the beginning of a sweep.
+    #[inline]
+    pub fn wants_a_look(&self) -> bool {
+        self.is_outstanding() || self.failed.is_some()
+    }
+
+    /// Whether commands wait for room at the host: no wake-up follows when there is some.
     pub fn waits_for_room(&self) -> bool {
         !self.out.is_empty()
     }
@@ -171,8 +173,7 @@ impl<H: HostQueue> Submission<H> {
             self.standing = None;
             return None;
         }
-        let mark =
-            self.asked.front().map_or(Mark::Taken(self.out.handed_over()), |(round, _)| Mark::Round(*round));
+        let mark = self.asked.front().map_or(Mark::Taken(self.handed_over), |(round, _)| Mark::Round(*round));
         let (_, since, told) = self.standing.filter(|(before, ..)| *before == mark).unwrap_or((mark, now, 0));
         let times = now.saturating_duration_since(since).as_nanos() / limit.as_nanos().max(1);
         self.standing = Some((mark, since, times));
@@ -189,54 +190,94 @@ impl<H: HostQueue> Submission<H> {
         self.failed
     }
 
+    /// The newest round that has completed, or failed.
+    #[inline]
+    pub fn over(&self) -> u64 {
+        self.over
+    }
+
     /// Whether a round has completed, or failed.
     pub fn is_over(&self, round: u64) -> bool {
         round <= self.over
     }
 
-    /// The round that covers what is taken now.
-    pub fn round(&self) -> u64 {
-        self.round
-    }
-
     /// A CMD_SYNC was met: the round that it belongs to.
     pub fn sync(&mut self) -> u64 {
-        self.due = true;
-        self.round
+        self.out.sync()
     }
 
-    /// Hands the outbox over; when all of it is with the host, asks for the ticket that is due.
+    /// Hands the outbox over; when all of a round is with the host, asks for its ticket, unless the host is still at work for the one before: until
+    /// it has completed that, CMD_SYNCs gather, and share the next one.
     #[inline]
     pub fn hand_over(&mut self) {
-        if self.due || !self.out.is_empty() {
-            self.hand_over_some();
+        if self.out.is_due() || !self.out.is_empty() {
+            // With nothing submitted since, the ticket before is shared.
+            let shares = self.out.is_empty() && self.synchronised == self.handed_over;
+            let ends = self.out.is_due() && (shares || self.is_idle());
+            self.hand_over_parts(ends);
         }
     }
 
-    fn hand_over_some(&mut self) {
+    /// Whether the host has completed all that it was asked for.
+    fn is_idle(&mut self) -> bool {
+        match self.asked.back() {
+            Some((_, ticket)) => !self.gone && *ticket <= self.host.completed(),
+            None => true,
+        }
+    }
+
+    /// Whether CMD_SYNCs of earlier sweeps wait for a ticket that is not asked for yet.
+    #[inline]
+    pub fn gathers(&self) -> bool {
+        self.gathers
+    }
+
+    /// `ends` says whether the round of what was added last may end.
+    fn hand_over_parts(&mut self, ends: bool) {
         if self.gone {
-            self.out.clear();
-            if std::mem::take(&mut self.due) {
-                self.asked.push_back((self.round, Ticket(u64::MAX)));
-                self.round += 1;
+            // One fails in each sweep.
+            if self.asked.len() < OUTSTANDING {
+                self.asked.extend(self.out.clear().map(|round| (round, Ticket(u64::MAX))));
             }
-        } else if !self.due || self.asked.len() >= self.tickets {
-            self.out.flush(&mut self.host);
-        } else if let Some(ticket) = self.out.flush_and_sync(&mut self.host) {
-            self.asked.push_back((self.round, ticket));
-            self.round += 1;
-            self.due = false;
+            return;
         }
+        loop {
+            let part = self.out.part(ends);
+            // A round that ends in the middle must have its ticket, however many are outstanding already.
+            let Some(round) = part.round.filter(|_| self.asked.len() < OUTSTANDING) else {
+                let all = part.commands.len();
+                let taken = if all > 0 { self.host.submit(part.commands).min(all) } else { 0 };
+                self.handed_over += taken as u64;
+                self.out.taken(taken, false);
+                break;
+            };
+            let all = part.commands.len();
+            let (taken, ticket) = self.host.submit_and_sync(part.commands);
+            self.handed_over += taken.min(all) as u64;
+            self.out.taken(taken.min(all), ticket.is_some());
+            match ticket {
+                Some(ticket) => {
+                    self.asked.push_back((round, ticket));
+                    self.synchronised = self.handed_over;
+                }
+                None => break,
+            }
+            if self.out.is_empty() && !self.out.is_due() {
+                return;
+            }
+        }
+        self.out.compact();
     }
 
-    /// A new sweep; `look` at what the host has completed, too. While a ticket is due that cannot be asked for, what it must cover
+    /// A new sweep; `look` at what the host has completed, too. While a ticket is due and the host queue is full, what it must cover
     /// gets out before more is taken: else a flood from one guest could put off another's CMD_SYNC for ever.
     pub fn begin(&mut self, look: bool) {
         if look {
             self.look();
         }
         self.hand_over();
-        self.blocked = self.due;
+        self.gathers = self.out.is_due();
+        self.blocked = self.gathers && !self.out.is_empty();
     }
 
     /// Whether nothing more may be taken in this sweep.
@@ -244,13 +285,15 @@ impl<H: HostQueue> Submission<H> {
         self.blocked
     }
 
-    /// The outbox, if more may be taken, and it has room for a batch; else [`Self::make_room`] may help, once the visit has ended.
-    pub fn room(&mut self) -> Option<&mut Outbox> {
+    /// The buffer for what is fetched and the outbox, if more may be taken, and the outbox has room for a batch; else [`Self::make_room`] may
+    /// help, once the visit has ended.
+    #[inline]
+    pub fn room(&mut self) -> Option<(&mut [Command; BATCH], &mut Outbox)> {
         if self.blocked || self.cramped {
             return None;
         }
         self.cramped = !self.out.has_room();
-        (!self.cramped).then_some(&mut self.out)
+        (!self.cramped).then_some((&mut self.fetched, &mut self.out))
     }
 
     /// Whether a visit has found too little room in the outbox.
@@ -263,11 +306,7 @@ impl<H: HostQueue> Submission<H> {
         if !std::mem::take(&mut self.cramped) {
             return false;
         }
-        if self.gone {
-            self.out.clear();
-        } else {
-            self.out.flush(&mut self.host);
-        }
+        self.hand_over_parts(false);
         // Nobody overtakes whoever found no room.
         self.blocked = !self.out.has_room();
         !self.blocked

@@ -6,7 +6,7 @@ use std::sync::Arc;
 pub(crate) use ecmdq_ring::Outcome;
 use ecmdq_ring::RequestCell;
 
-use crate::vsmmu::Bell;
+use crate::sleep::WakerSlot;
 
 /// The duty to act upon a request. The queue that the request came from waits until it is given back, from any thread; other queues go on.
 ///
@@ -39,7 +39,7 @@ impl Token {
 
     fn settle(&self, outcome: Outcome) {
         self.shared.cells[self.index].settle(self.issued, outcome);
-        self.shared.bell.ring();
+        self.shared.worker.notify();
     }
 }
 
@@ -54,12 +54,12 @@ pub(crate) struct Tokens(Arc<Shared>);
 
 struct Shared {
     cells: Box<[RequestCell]>,
-    bell: Arc<Bell>,
+    worker: Arc<WakerSlot>,
 }
 
 impl Tokens {
-    pub fn new(cells: usize, bell: Arc<Bell>) -> Self {
-        Self(Arc::new(Shared { cells: (0..cells).map(|_| RequestCell::default()).collect(), bell }))
+    pub fn new(cells: usize, worker: Arc<WakerSlot>) -> Self {
+        Self(Arc::new(Shared { cells: (0..cells).map(|_| RequestCell::default()).collect(), worker }))
     }
 
     /// A token for a new request of `cell`; the one before has no effect any more.

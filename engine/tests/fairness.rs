@@ -134,9 +134,9 @@ fn beside_a_flood_a_cmd_sync_waits_for_two_shares_of_the_flooder_at_most() {
 
 #[test]
 fn beside_a_flood_guests_that_have_been_quiet_wait_for_their_turn_to_be_looked_at_as_well() {
-    // After 512 units of work for others one of those that have been quiet is looked at: about one in each sweep. What it finds is
-    // complete in the sweep after that.
-    let bound = (VICTIMS + 1) * (QUANTUM + OVERDRAW) + VICTIMS;
+    // 16 of those that have been quiet are looked at in each sweep, and one more for each 32 units of work for others: with the share of a
+    // flooder all of them. What is found is complete in the sweep after that.
+    let bound = 2 * (QUANTUM + OVERDRAW) + VICTIMS;
     assert_within(worst_wait(Script::at_once(), 5, 140), bound);
 }
 

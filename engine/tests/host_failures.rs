@@ -161,6 +161,8 @@ fn what_a_guests_own_host_failed_to_do_while_its_vmm_was_busy_is_told() {
 #[test]
 fn a_guest_that_is_quiet_beside_a_busy_one_hears_of_a_failure() {
     let mut rig = Rig::with_ats(10);
+    // A worker with nothing to do looks at everybody.
+    rig.poll_times(3);
     // In the round of guest 0, which waits.
     rig.guests[1].send(&[atc_inv(STREAM)]);
     rig.guests[0].send(&[nh_asid(1), sync()]);

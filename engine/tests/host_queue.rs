@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 
 use common::*;
 use ecmdq_engine::host::{HostQueue, NativeRing, Ticket};
-use ecmdq_engine::{Command, Opcode};
+use ecmdq_engine::{Command, Opcode, Worker};
 use proptest::prelude::*;
 
 #[test]
@@ -22,41 +22,55 @@ fn one_host_synchronisation_completes_the_syncs_of_all_guests() {
 }
 
 #[test]
-fn a_sync_waits_for_its_own_ticket_and_bursts_finish_all_older_ones() {
+fn while_the_host_is_at_work_cmd_syncs_gather_and_share_the_next_ticket() {
     let mut rig = Rig::new(4, 4, Script::default());
     for guest in 0..4 {
         rig.guests[guest].send(&[nh_asid(1), sync()]);
         rig.poll();
     }
-    assert_eq!(rig.host.syncs(), 4);
-    for (finished, cons) in [(1, [2, 1, 1, 1]), (3, [2, 2, 2, 1]), (4, [2, 2, 2, 2])] {
+    assert_eq!(
+        (rig.host.syncs(), rig.host.received().len()),
+        (1, 4),
+        "what is to be done goes to the host at once"
+    );
+    for (finished, syncs, cons) in [(1, 2, [2, 1, 1, 1]), (2, 2, [2; 4])] {
         rig.host.finish(finished);
-        rig.poll();
-        assert_eq!([0, 1, 2, 3].map(|guest| rig.cons(guest)), cons);
+        rig.poll_times(2);
+        assert_eq!(([0, 1, 2, 3].map(|guest| rig.cons(guest)), rig.host.syncs()), (cons, syncs));
+    }
+}
+
+/// A host that completes what it was asked for just after it was looked at.
+struct JustLate(Script);
+
+impl HostQueue for JustLate {
+    fn submit(&mut self, commands: &[Command]) -> usize {
+        self.0.submit(commands)
+    }
+
+    fn sync(&mut self) -> Ticket {
+        self.0.sync()
+    }
+
+    fn completed(&mut self) -> Ticket {
+        let before = self.0.completed();
+        self.0.finish_all();
+        before
     }
 }
 
 #[test]
-fn with_one_ticket_the_next_one_is_asked_for_when_that_is_reached() {
-    let mut rig = Rig::new(4, 4, Script::default());
-    rig.worker = rig.worker.with_tickets(1);
-    let group = [nh_asid(1), sync()];
-    rig.guests[0].send(&group);
-    rig.poll();
-    rig.guests[1].send(&group);
-    rig.poll();
-    // While the second round waits for its ticket, nothing more is taken: these two share the third one.
-    rig.guests[2].send(&group);
-    rig.guests[3].send(&group);
-    rig.poll_times(3);
-    assert_eq!((rig.host.syncs(), rig.host.received().len()), (1, 2));
-    for (finished, received, syncs, cons) in
-        [(1, 4, 2, [2, 1, 1, 1]), (2, 4, 3, [2, 2, 1, 1]), (3, 4, 3, [2; 4])]
-    {
-        rig.host.finish(finished);
-        rig.poll_times(3);
-        assert_eq!((rig.host.received().len(), rig.host.syncs()), (received, syncs), "{finished}");
-        assert_eq!([0, 1, 2, 3].map(|guest| rig.cons(guest)), cons);
+fn a_host_that_has_completed_by_the_end_of_a_sweep_is_asked_again_in_it() {
+    let host = Script::default();
+    let mut worker = Worker::new(JustLate(host.clone()));
+    let (mut guest, smmu) = Guest::new(Setup::default());
+    worker.attach(smmu).unwrap();
+    guest.start(8);
+    worker.poll();
+    for syncs in 1..10 {
+        guest.send(&[nh_asid(1), sync()]);
+        worker.poll();
+        assert_eq!(host.syncs(), syncs);
     }
 }
 
@@ -177,7 +191,8 @@ fn every_guest_gets_its_turn_when_the_host_is_slow() {
     }
     let shares: Vec<_> = rig.guests.iter().map(|guest| guest.stats.read().forwarded).collect();
     let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
-    assert!(most - least <= 64, "{shares:?}");
+    // A turn: 512 units, of which a TLBI_NH_ASID takes 4.
+    assert!(most - least <= 128, "{shares:?}");
 }
 
 #[test]

@@ -115,10 +115,11 @@ fn a_cmd_sync_that_was_taken_before_completes_while_smmuen_is_pending() {
     let vmm = Vmm::default();
     let mut rig = Rig::new(0, 4, Script::default());
     rig.add(Setup { on_request: vmm.on_request(), ..Setup::default() }, 4);
-    rig.guests[0].send(&[nh_asid(1), sync(), nh_asid(2)]);
+    rig.guests[0].send(&[nh_asid(1), sync()]);
     rig.poll();
     rig.guests[0].write(CR0, SMMUEN | CMDQEN);
     rig.poll();
+    rig.guests[0].send(&[nh_asid(2)]);
     rig.host.finish(1);
     rig.poll_times(2);
     assert_eq!((rig.cons(0), rig.host.received().len()), (2, 1));

@@ -45,7 +45,7 @@ fn msi(orders: Orders) {
             }
         });
         let mut entries = [[0; 2]; 2];
-        assert_eq!(consumer.fetch_until(consumer.prod(), &mut entries, |_| Some(0)), Ok(1));
+        assert_eq!(consumer.fetch(consumer.prod(), &mut entries), Ok(1));
         consumer.consume(1);
         msi.store(1, orders.store);
         guest.join().unwrap();

@@ -4,25 +4,35 @@ use core::sync::atomic::Ordering::{Acquire, Release};
 
 use crate::{Entry, Inconsistent, Index, QueueSize, QueueWords};
 
-/// Slots that are loaded in one go: so many that a processor loads several cache lines at the same time, so few that not many are
-/// loaded in vain behind the one that ends it.
-const STEP: u32 = 32;
-
-/// Takes entries from a queue: [`fetch`](Self::fetch) copies, [`consume`](Self::consume) publishes CONS.
+/// Takes entries from a queue: [`fetch`](Self::fetch) copies, [`take`](Self::take) passes what was copied, and
+/// [`consume`](Self::consume) publishes CONS.
 ///
-/// CONS is private to the consumer; the shared word is an output and is never read back.
+/// Entries may be taken ahead of CONS, whose slots the producer must leave alone. CONS is private to the consumer; the shared
+/// word is an output and is never read back.
 #[derive(Debug)]
 pub struct Consumer<W> {
     words: W,
     size: QueueSize,
     cons: Index,
+    /// The next entry to be fetched.
+    taken: Index,
     flags: u32,
 }
 
 impl<W: QueueWords> Consumer<W> {
     /// A consumer that starts at `cons`.
     pub fn new(words: W, size: QueueSize, cons: Index) -> Self {
-        Self { words, size, cons, flags: 0 }
+        Self { words, size, cons, taken: cons, flags: 0 }
+    }
+
+    /// The next entry to be fetched: at CONS, or ahead of it.
+    pub fn taken(&self) -> Index {
+        self.taken
+    }
+
+    /// Takes the words from elsewhere from now on.
+    pub fn replace_words(&mut self, words: W) {
+        self.words = words;
     }
 
     /// The next entry to be consumed.
@@ -47,51 +57,64 @@ impl<W: QueueWords> Consumer<W> {
         self.words.load_prod(Acquire)
     }
 
-    /// Copies entries from CONS on into `out`, in order, and says how many: up to the index in the word `prod`, or up to the
-    /// end of `out`. Nothing is consumed.
+    /// How many entries there are to be fetched up to the index in a PROD word.
+    ///
+    /// # Errors
+    ///
+    /// [`Inconsistent`] if PROD contradicts CONS, or lies behind what has been taken.
+    pub fn available(&self, prod: u32) -> Result<u32, Inconsistent> {
+        let (prod, cons) = (self.size.index(prod), self.cons);
+        let used = self.size.used(prod, cons)?;
+        let ahead = self.size.distance(self.taken, cons);
+        used.checked_sub(ahead).ok_or(Inconsistent { prod, cons })
+    }
+
+    /// Copies entries into `out`, in order, from the first that has not been taken on, and says how many: up to the index in the
+    /// word `prod`, or up to the end of `out`. Nothing is taken.
     ///
     /// `prod` is a word that [`Self::prod`] returned: what it says about the queue and where it ends is from one load.
     ///
     /// # Errors
     ///
-    /// [`Inconsistent`] if PROD and CONS contradict each other; nothing is copied.
+    /// As [`Self::available`]; nothing is copied.
     pub fn fetch(&self, prod: u32, out: &mut [Entry]) -> Result<usize, Inconsistent> {
-        self.fetch_until(prod, out, |_| None)
-    }
-
-    /// The same up to and including the first entry of a kind. Entries are shown to `find` a few at a time, in order; it says
-    /// which is the first of those. What `out` holds behind it is of no use.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::fetch`].
-    pub fn fetch_until(
-        &self,
-        prod: u32,
-        out: &mut [Entry],
-        mut find: impl FnMut(&[Entry]) -> Option<usize>,
-    ) -> Result<usize, Inconsistent> {
-        let used = self.size.used(self.size.index(prod), self.cons)? as usize;
-        let end = out.len().min(used);
-        let mut n = 0;
-        while n < end {
-            let slot = self.size.slot(self.size.advance(self.cons, n as u32));
-            // Where a ring ends, a step ends, too: the smaller of two powers of two.
-            let step = STEP.min(self.size.entries());
-            let to = end.min(n + (step - slot % step) as usize);
-            self.words.load_entries(slot, &mut out[n..to]);
-            match find(&out[n..to]) {
-                Some(at) => return Ok(n + at + 1),
-                None => n = to,
-            }
-        }
+        let n = out.len().min(self.available(prod)? as usize);
+        self.copy(&mut out[..n]);
         Ok(n)
     }
 
-    /// Passes `n` fetched entries and publishes CONS.
-    pub fn consume(&mut self, n: usize) {
-        self.cons = self.size.advance(self.cons, n as u32);
+    /// Copies as many entries as `out` has room for, which must be [available](Self::available).
+    #[inline]
+    pub fn copy(&self, out: &mut [Entry]) {
+        let slot = self.size.slot(self.taken);
+        // Up to the end of the ring, and then from its beginning.
+        let (first, rest) = out.split_at_mut(out.len().min((self.size.entries() - slot) as usize));
+        self.words.load_entries(slot, first);
+        if !rest.is_empty() {
+            self.words.load_entries(0, rest);
+        }
+    }
+
+    /// Passes `n` fetched entries; CONS stays.
+    pub fn take(&mut self, n: usize) {
+        self.taken = self.size.advance(self.taken, n as u32);
+    }
+
+    /// Forgets that entries were taken ahead of CONS: they are fetched again.
+    pub fn forget(&mut self) {
+        self.taken = self.cons;
+    }
+
+    /// Publishes that everything before an entry is consumed; it is not before CONS, nor behind what has been taken.
+    pub fn consume_to(&mut self, next: Index) {
+        self.cons = next;
         self.publish();
+    }
+
+    /// Passes `n` fetched entries, none of which was taken ahead, and publishes CONS.
+    pub fn consume(&mut self, n: usize) {
+        self.take(n);
+        self.consume_to(self.taken);
     }
 
     /// Publishes CONS with other bits of its register (an error code, an acknowledgement) above the index.

@@ -80,13 +80,18 @@ impl QueueSize {
         self.index(index.0.wrapping_add(n))
     }
 
+    /// How many entries `to` is behind `from`, modulo twice the size.
+    pub const fn distance(self, to: Index, from: Index) -> u32 {
+        self.index(to.0.wrapping_sub(from.0)).0
+    }
+
     /// The number of entries between CONS and PROD: 0 is empty, [`Self::entries`] is full.
     ///
     /// # Errors
     ///
     /// [`Inconsistent`] if that is more than the queue holds.
     pub const fn used(self, prod: Index, cons: Index) -> Result<u32, Inconsistent> {
-        let n = self.index(prod.0.wrapping_sub(cons.0)).0;
+        let n = self.distance(prod, cons);
         if n <= self.entries() { Ok(n) } else { Err(Inconsistent { prod, cons }) }
     }
 }

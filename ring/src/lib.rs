@@ -69,7 +69,7 @@ pub use index::{Inconsistent, Index, QueueSize};
 pub use multi::MultiProducer;
 pub use producer::Producer;
 pub use request::{Outcome, RequestCell};
-pub use shared::{SharedQueue, SharedRegion};
+pub use shared::{SharedQueue, SharedRegion, SharedWord};
 pub use sleep::SleepWord;
 pub use table::LookupTable;
 pub use toggle::Toggle;

@@ -127,6 +127,30 @@ impl fmt::Debug for SharedRegion {
     }
 }
 
+/// A 32-bit word of shared memory that is loaded often: without a check each time.
+#[derive(Clone, Debug)]
+pub struct SharedWord {
+    word: NonNull<u32>,
+    _region: SharedRegion,
+}
+
+// SAFETY: as for `SharedRegion`, which keeps the memory mapped.
+unsafe impl Send for SharedWord {}
+
+impl SharedWord {
+    /// The word at a byte offset; `None` if it is not wholly inside or not aligned.
+    pub fn new(region: SharedRegion, offset: usize) -> Option<Self> {
+        Some(Self { word: region.word(offset)?, _region: region })
+    }
+
+    /// Loads the word.
+    #[inline]
+    pub fn load(&self, order: Ordering) -> u32 {
+        // SAFETY: `new` checked bounds and alignment; the region is mapped as long as `self` lives.
+        unsafe { AtomicU32::from_ptr(self.word.as_ptr()) }.load(order)
+    }
+}
+
 /// A queue whose slots, PROD and CONS lie in shared memory.
 #[derive(Clone, Debug)]
 pub struct SharedQueue {

@@ -63,14 +63,38 @@ fn all_slots_are_usable_and_a_full_queue_takes_nothing() {
 }
 
 #[test]
-fn a_fetch_ends_with_the_last_entry_asked_for() {
-    let (mut producer, consumer) = pair(3, 0);
-    producer.write(&[[1, 0], [2, 0], [0x46, 0], [3, 0]]);
+fn entries_are_taken_ahead_of_cons_and_consumed_in_parts() {
+    let (mut producer, mut consumer) = pair(2, 6);
+    producer.write(&[[1, 0], [2, 0], [3, 0], [4, 0]]);
     producer.publish();
-    let mut out = [[0; 2]; 8];
-    let cmd_sync = |entries: &[Entry]| entries.iter().position(|entry| entry[0] == 0x46);
-    assert_eq!(consumer.fetch_until(consumer.prod(), &mut out, cmd_sync), Ok(3));
-    assert_eq!(out[2], [0x46, 0]);
+    let mut out = [[0; 2]; 3];
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(3));
+    consumer.take(3);
+    assert_eq!((consumer.available(consumer.prod()), producer.unconsumed()), (Ok(1), 4), "CONS stays");
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(1));
+    assert_eq!(out[0], [4, 0]);
+    consumer.consume_to(consumer.size().advance(consumer.cons(), 2));
+    assert_eq!((producer.unconsumed(), producer.write(&[[5, 0]; 4])), (2, 2));
+    producer.publish();
+    // What was taken and not consumed is fetched again.
+    consumer.forget();
+    assert_eq!(consumer.fetch(consumer.prod(), &mut out), Ok(3));
+    assert_eq!(out, [[3, 0], [4, 0], [5, 0]]);
+    consumer.consume(3);
+    assert_eq!(producer.unconsumed(), 1);
+}
+
+#[test]
+fn a_prod_behind_what_has_been_taken_is_inconsistent() {
+    let (mut producer, mut consumer) = pair(2, 0);
+    producer.write(&[[1, 1]; 3]);
+    producer.publish();
+    consumer.take(3);
+    consumer.words().store_prod(2, Relaxed);
+    assert!(consumer.available(consumer.prod()).is_err());
+    assert!(consumer.fetch(consumer.prod(), &mut [[0; 2]; 8]).is_err());
+    consumer.forget();
+    assert_eq!(consumer.available(consumer.prod()), Ok(2));
 }
 
 #[test]

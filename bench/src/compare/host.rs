@@ -51,9 +51,7 @@ impl Host {
     /// Passes on up to a batch of commands of a guest. What is illegal is left out: nothing here sends it.
     pub fn pass(&mut self, mut commands: &[Command]) {
         while !commands.is_empty() {
-            let end = self.rules.batch_end(commands);
-            let batch = &commands[..end.map_or(commands.len(), |end| end + 1)];
-            let applied = self.rules.apply(&self.streams, batch, &mut self.rewritten);
+            let applied = self.rules.apply(&self.streams, commands, &mut self.rewritten);
             self.due |= matches!(applied.end, End::Sync(_));
             let mut rest = &self.rewritten[..applied.host];
             while !rest.is_empty() {

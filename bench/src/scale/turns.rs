@@ -1,4 +1,4 @@
-//! Who is looked at in a sweep, as the engine does it: `engine/src/rota.rs` says why.
+//! Who is looked at in a sweep: a guest whose queues have rung, its queues in turn, as `engine/src/vsmmu/serve.rs` does it.
 
 /// Sweeps without anything to do after which one counts as quiet.
 const PATIENCE: u8 = 64;

@@ -5,12 +5,14 @@ use std::fmt;
 use bytemuck::{Pod, Zeroable};
 
 mod cost;
+mod error;
 mod rank;
 pub mod table;
 mod text;
 
 pub(crate) use cost::{DEAREST, cost};
-pub(crate) use rank::{Rank, rank};
+pub use error::CommandError;
+pub(crate) use rank::{Rank, rank, ranks, ranks_by_address};
 pub use text::ParseError;
 
 /// One SMMUv3 command: two 64-bit words in the hardware's own format.

@@ -11,8 +11,8 @@ use ecmdq_ring::{MultiProducer, QueueWords, SharedQueue, SharedRegion};
 use parking_lot::Mutex;
 
 use super::{Cause, Failure, RingFormat};
+use crate::command::CommandError;
 use crate::command::{Command, Opcode};
-use crate::queue::CommandError;
 use crate::registers::{CONS_ERR_SHIFT, GERROR_CMDQ_ERR, INDEX};
 
 /// How often the fetch of one command may abort before the ring counts as dead.

@@ -6,8 +6,8 @@ use ecmdq_ring::handshake::{Handshake, Step};
 use ecmdq_ring::{Consumer, Index, QueueSize, QueueWords, SharedQueue, SharedRegion, Toggle};
 
 use super::{MsiWord, RingFormat};
+use crate::command::CommandError;
 use crate::command::{Command, Opcode, same_opcode};
-use crate::queue::CommandError;
 use crate::registers::{CONS_ERR_SHIFT, GERROR_CMDQ_ERR};
 
 /// Takes commands from a native ring as an SMMU does, and counts them by opcode.

@@ -11,7 +11,7 @@ use ecmdq_ring::SharedRegion;
 
 use super::{CONTROL_PAGE_BASE, CONTROL_PAGE_STRIDE, ECMDQ_BASE, WRITABLE};
 
-/// Pages 0 and 1, or the ECMDQ control pages.
+/// RegisterFile 0 and 1, or the ECMDQ control pages.
 #[derive(Clone, Debug)]
 pub(crate) struct RegisterWords {
     memory: SharedRegion,
@@ -67,7 +67,7 @@ impl Layout {
 }
 
 impl RegisterWords {
-    /// Pages 0 and 1.
+    /// RegisterFile 0 and 1.
     pub fn frame(memory: SharedRegion) -> Self {
         Self { memory, layout: Layout::Frame }
     }

@@ -7,10 +7,19 @@
 use super::checks::{Expanded, signal};
 use super::compile::{Kind, Rule};
 use super::runs::{RUN, Whole, merge};
-use super::{Applied, End, Reason, Rejected, Request, Rules};
+use super::{Applied, End, Reason, Rejected, Request, Rules, Signal};
 use crate::command::table::{self, Role};
-use crate::command::{Command, Opcode, cost, same_opcode};
+use crate::command::{Command, Opcode, cost};
 use crate::identity::{StreamId, StreamMap};
+
+/// Commands that all go to the host one for one, and the CMD_SYNC behind them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group {
+    /// Without the CMD_SYNC.
+    pub commands: usize,
+    pub cost: u64,
+    pub signal: Signal,
+}
 
 /// Why nothing more was taken.
 #[derive(Clone, Copy)]
@@ -43,28 +52,29 @@ impl Rules {
         matches!(self.rule(command).kind, Kind::Sync | Kind::Vmm)
     }
 
-    /// The first command that [ends a batch](Self::ends_batch).
-    #[inline]
-    pub fn batch_end(&self, commands: &[Command]) -> Option<usize> {
-        if let Some(opcode) = same_opcode(commands) {
-            return self.ends_batch(Command([opcode.0.into(), 0])).then_some(0);
-        }
-        commands.iter().position(|command| self.ends_batch(*command))
-    }
-
     /// Checks commands `from` the guest, and writes what the host gets for them to the front of `to`, in order.
     ///
     /// It ends behind the first command that [ends a batch](Self::ends_batch), before one that is illegal, or before one
     /// for which there is no room. One command needs [`MAX_EXPANSION`](super::MAX_EXPANSION) commands of room at most.
     #[inline]
     pub fn apply(&self, streams: &StreamMap, from: &[Command], to: &mut [Command]) -> Applied {
-        let passed = match self.short(from, to) {
-            Some((host, cost)) => {
-                Passed { taken: from.len(), host, cost, stop: Some(Stop::Sync), ..Passed::default() }
-            }
-            None => self.general(streams, from, to),
-        };
-        let Passed { taken, host, cost, dropped, widened, stop } = passed;
+        match self.group(from, to) {
+            Some(Group { commands, cost, signal }) => Applied {
+                taken: commands + 1,
+                host: commands,
+                cost,
+                dropped: 0,
+                widened: 0,
+                end: End::Sync(signal),
+            },
+            None => self.apply_to_any(streams, from, to),
+        }
+    }
+
+    /// [`Self::apply`] where [`Self::group`] has found none.
+    #[inline]
+    pub(crate) fn apply_to_any(&self, streams: &StreamMap, from: &[Command], to: &mut [Command]) -> Applied {
+        let Passed { taken, host, cost, dropped, widened, stop } = self.general(streams, from, to);
         let end = match stop {
             None | Some(Stop::Room) => End::Batch,
             // Not by a call: what the caller has no use for, the compiler leaves out.
@@ -77,33 +87,31 @@ impl Rules {
         Applied { taken, host, cost, dropped, widened, end }
     }
 
-    /// Few commands, all plain, and a CMD_SYNC; says how many go to the host, and what they cost. `None` if that is not all
-    /// there is to it.
-    #[inline]
-    fn short(&self, from: &[Command], to: &mut [Command]) -> Option<(usize, u64)> {
-        // In this form one comparison does for the empty batch, too.
-        if from.len().wrapping_sub(1) >= RUN {
-            return None;
-        }
-        let (&sync, few) = from.split_last()?;
+    /// Few commands, all plain, and a CMD_SYNC: what most guests send most of the time. `None` if the front of the batch is anything else; then
+    /// [`Self::apply`] says what it is.
+    #[inline(always)]
+    pub(crate) fn group(&self, from: &[Command], to: &mut [Command]) -> Option<Group> {
         let room = to.first_chunk_mut::<RUN>()?;
-        let rule = &self.table[usize::from(Opcode::CMD_SYNC.0)];
-        if sync.opcode() != Opcode::CMD_SYNC || rule.has_reserved(sync.0) || signal(sync).is_err() {
+        // A run is looked at as a whole.
+        if from.get(RUN - 1).is_some_and(|last| last.opcode() == from[0].opcode()) {
             return None;
         }
         let mut all = 0;
-        for (room, &command) in room.iter_mut().zip(few) {
+        for (n, &command) in from.iter().take(RUN).enumerate() {
             let rule = self.rule(command);
-            if !rule.is_plain(command.0) {
+            if rule.is_plain(command.0) {
+                room[n] = Command(rule.masked(command.0));
+                all += cost(command);
+            } else if command.opcode() == Opcode::CMD_SYNC && !rule.has_reserved(command.0) {
+                return Some(Group { commands: n, cost: all, signal: signal(command).ok()? });
+            } else {
                 return None;
             }
-            *room = Command(rule.masked(command.0));
-            all += cost(command);
         }
-        Some((few.len(), all))
+        None
     }
 
-    /// Any batch. (Not inlined, as what is seldom: it would take registers from [`Self::short`].)
+    /// Any batch. (Not inlined, as what is seldom: it would take registers from [`Self::group`].)
     #[inline(never)]
     fn general(&self, streams: &StreamMap, batch: &[Command], room: &mut [Command]) -> Passed {
         let most = room.len();

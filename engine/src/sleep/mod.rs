@@ -6,6 +6,7 @@
 mod epoll;
 mod uring;
 mod waker;
+mod waker_slot;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -16,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use epoll::Epoll;
 use uring::Uring;
 pub use waker::Waker;
+pub(crate) use waker_slot::{Notified, WakerSlot};
 
 /// What a worker sleeps on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

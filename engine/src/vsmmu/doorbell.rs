@@ -5,12 +5,11 @@ use std::io;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use parking_lot::{MutexGuard, RwLock};
+use parking_lot::MutexGuard;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Shared, VirtualSmmu};
-use crate::sleep::Waker;
-use crate::worker::message;
+use crate::events::panic_message;
 
 /// Makes a guest's stores to its doorbell pages trap, so that the worker may sleep. With KVM: a memory slot that is read-only.
 ///
@@ -75,22 +74,6 @@ enum Traps {
     Disarming,
 }
 
-/// The worker of a virtual SMMU, to be woken by whoever has something for it.
-#[derive(Default)]
-pub(crate) struct Bell(RwLock<Option<Waker>>);
-
-impl Bell {
-    pub fn ring(&self) {
-        if let Some(waker) = &*self.0.read() {
-            waker.wake();
-        }
-    }
-
-    pub fn set(&self, waker: Option<Waker>) {
-        *self.0.write() = waker;
-    }
-}
-
 /// Whether a worker may sleep as far as a guest is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watch {
@@ -153,7 +136,7 @@ impl Shared {
 
 /// A call of the VMM's traps. One that panics has failed.
 fn contained(call: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(io::Error::other(message(&*panic))))
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(io::Error::other(panic_message(&*panic))))
 }
 
 impl VirtualSmmu {
@@ -179,11 +162,6 @@ impl VirtualSmmu {
             Doorbell::Eventfds(eventfds) => f(eventfds),
             _ => f(&[]),
         }
-    }
-
-    /// Whom it wakes.
-    pub(crate) fn set_waker(&self, waker: Option<Waker>) {
-        self.0.bell.set(waker);
     }
 
     /// Arms the traps, if there are any.

@@ -4,9 +4,8 @@ use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::VirtualSmmu;
-use super::slot::Control;
+use super::queue::Control;
 use super::state::State;
-use crate::queue::Waiting;
 use crate::registers::*;
 use crate::stats::Stats;
 
@@ -57,34 +56,32 @@ impl State {
         Inspection {
             paused: self.paused,
             registers: registers.filter(|(_, value)| *value != 0).collect(),
-            queues: (0..self.slots.len()).filter_map(|number| self.inspect_queue(number)).collect(),
+            queues: (0..self.queues.len()).filter_map(|number| self.inspect_queue(number)).collect(),
             last_rejected: self.last_rejected.map(|rejected| rejected.to_string()),
             stats: self.counters.read(),
         }
     }
 
     fn inspect_queue(&self, number: usize) -> Option<Queue> {
-        let slot = &self.slots[number];
-        let stopped = slot.is_stopped(self.errors.active());
-        let queue = slot.queue.as_ref();
-        let state = match queue {
+        let queue = &self.queues[number];
+        let stopped = queue.is_stopped(self.errors.active());
+        let ring = queue.ring.as_ref();
+        let state = match ring {
             None if stopped => "disabled, stopped by an error",
             None => return None,
             Some(_) if stopped => "stopped by an error",
-            Some(queue) => match queue.waiting {
-                Some(Waiting::Sync { .. }) => "waits for the host",
-                Some(Waiting::Vmm) => "waits for the VMM",
-                None if !queue.is_backed() => "enabled, its memory is not there",
-                None => "enabled",
-            },
+            Some(ring) if ring.syncs > 0 => "waits for the host",
+            Some(ring) if ring.waits_for_vmm => "waits for the VMM",
+            Some(ring) if !ring.is_backed() => "enabled, its memory is not there",
+            Some(_) => "enabled",
         };
-        let prod = slot.prod();
+        let prod = queue.prod();
         Some(Queue {
-            ecmdq: matches!(slot.control, Control::Ecmdq(_)).then(|| number - 1),
-            base: queue.map_or(0, |queue| queue.base()),
+            ecmdq: matches!(queue.control, Control::Ecmdq(_)).then(|| number - 1),
+            base: ring.map_or(0, |ring| ring.base()),
             prod,
-            cons: queue.map_or(0, |queue| queue.cons().raw()) | slot.flags(),
-            used: queue.and_then(|queue| queue.used(prod)),
+            cons: ring.map_or(0, |ring| ring.cons().raw()) | queue.flags(),
+            used: ring.and_then(|ring| ring.used(prod)),
             state,
         })
     }

@@ -5,16 +5,19 @@
 //! takes: registers are memory in every [`FrontEnd`], which the guest or the trap writes and the worker looks at.
 
 mod calls;
+mod complete;
 mod doorbell;
-mod follow;
+mod global_registers;
 mod inspect;
-mod life;
-mod pages;
+mod lifecycle;
+mod mmio;
+mod queue;
+mod ready;
+mod register_file;
 mod serve;
-mod slot;
 mod snapshot;
 mod state;
-mod trap;
+mod take;
 
 use std::fmt;
 use std::io;
@@ -22,28 +25,32 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
+use ecmdq_ring::SharedWord;
 use parking_lot::Mutex;
 use thiserror::Error;
 
+use crate::events::EventSink;
 use crate::features::{Features, FeaturesError};
 use crate::host::Identities;
 use crate::identity::{StreamMap, Vmid};
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
+use crate::registers::{CR0, GBPA, GERRORN, IRQ_CTRL};
 use crate::rules::{BeyondHost, Quirk, Rejected};
+use crate::sleep::{Notified, WakerSlot};
 use crate::stats::{Counters, Stats};
-use crate::worker::Teller;
 use calls::Callbacks;
 use doorbell::Writing;
-use pages::Pages;
-pub(crate) use serve::Served;
+pub(crate) use ready::Ready;
+use register_file::RegisterFile;
+pub(crate) use serve::Visit;
 pub(crate) use state::State;
 
-pub(crate) use doorbell::{Bell, Watch};
+pub(crate) use doorbell::Watch;
 pub use doorbell::{Doorbell, DoorbellTraps};
 pub use inspect::Inspection;
-pub use life::NotPaused;
-pub use pages::{ControlPage, FrontEnd};
+pub use lifecycle::NotPaused;
+pub use register_file::{ControlPage, FrontEnd};
 pub use snapshot::{RestoreError, Snapshot, SnapshotError};
 pub use state::OnRequest;
 
@@ -99,13 +106,13 @@ pub struct VirtualSmmu(Arc<Shared>);
 struct Shared {
     features: Features,
     vmid: Vmid,
-    pages: Pages,
+    pages: RegisterFile,
     /// Held while a register is written, so that guards and writes of several vCPUs do not mix. A worker only tries to take it,
     /// when it is about to sleep.
     writing: Mutex<Writing>,
-    bell: Arc<Bell>,
+    worker: Arc<WakerSlot>,
     /// It has a worker.
-    seated: AtomicBool,
+    attached: AtomicBool,
     /// Workers only ever try to lock it: while somebody else has it, or wants it, they leave the guest out. While it is locked
     /// no code of the VMM runs but its [`GuestRam`], and no host queue is called.
     state: Mutex<State>,
@@ -141,8 +148,8 @@ impl VirtualSmmu {
             vmid,
             pages: state.pages.clone(),
             writing: Mutex::default(),
-            bell: state.bell.clone(),
-            seated: AtomicBool::new(false),
+            worker: state.worker.clone(),
+            attached: AtomicBool::new(false),
             counters: state.counters.clone(),
             state: Mutex::new(state),
             callbacks: Mutex::new(callbacks),
@@ -180,23 +187,35 @@ impl VirtualSmmu {
         self.0.vmid
     }
 
+    /// The doorbells of its queues, by number.
+    pub(crate) fn doorbells(&self) -> Vec<SharedWord> {
+        self.0.control(|state| state.queues.iter().filter_map(|queue| queue.registers.doorbell()).collect())
+    }
+
+    /// The registers that are no queue's own, for a worker that looks at them often.
+    pub(crate) fn global_registers(&self) -> [Option<SharedWord>; 4] {
+        [CR0, IRQ_CTRL, GERRORN, GBPA]
+            .map(|offset| SharedWord::new(self.0.pages.frame.memory().clone(), offset))
+    }
+
     /// Whether both are handles to the same.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether it had no worker, and gets one now.
-    pub(crate) fn take_seat(&self) -> bool {
+    pub(crate) fn claim(&self) -> bool {
         // Relaxed: what a worker has to see of the last one is behind locks, of the waker and of the state, that the last one
         // took before `part` stored what is swapped here.
-        !self.0.seated.swap(true, Relaxed)
+        !self.0.attached.swap(true, Relaxed)
     }
 
     /// It gets a worker: commands name the identities that its host queue takes, events go to `events`.
-    pub(crate) fn join(&self, identities: Identities, events: Teller) {
+    pub(crate) fn join(&self, identities: Identities, events: EventSink) {
         self.0.control(|state| {
             state.rules.set_identities(identities);
             state.events = Some(events);
+            state.looks = true;
         });
     }
 
@@ -208,10 +227,20 @@ impl VirtualSmmu {
 
     /// It has no worker any more.
     pub(crate) fn part(&self) {
-        self.set_waker(None);
+        self.set_worker(None);
         self.0.control(|state| state.events = None);
-        // Relaxed: see `take_seat`.
-        self.0.seated.store(false, Relaxed);
+        // Relaxed: see `claim`.
+        self.0.attached.store(false, Relaxed);
+    }
+
+    /// Whom it notifies.
+    pub(crate) fn set_worker(&self, worker: Option<Notified>) {
+        self.0.worker.set(worker);
+    }
+
+    /// Whether somebody has something for its worker.
+    pub(crate) fn take_notified(&self) -> bool {
+        self.0.worker.take()
     }
 
     /// After a panic in [`Self::with_state`]: which queue is not served any more; `None` if nothing is.
@@ -240,9 +269,8 @@ impl Shared {
         let mut state = self.state.lock();
         self.wanted.fetch_sub(1, Relaxed);
         let result = f(&mut state);
-        state.settled = false;
         drop(state);
-        self.bell.ring();
+        self.worker.notify();
         result
     }
 }

@@ -16,12 +16,12 @@ use ecmdq_ring::handshake::{EN, ERR, Handshake, REASON_SHIFT};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::slot::{Control, Slot};
+use super::queue::{Control, GuestQueue, QueueRegisters, Ring, effective_base, effective_cons};
 use super::state::State;
 use super::{NotPaused, VirtualSmmu};
+use crate::command::CommandError;
 use crate::features::Features;
 use crate::memory::GuestRam;
-use crate::queue::{CommandError, CommandQueue};
 use crate::registers::*;
 
 pub use bytes::SnapshotError;
@@ -144,8 +144,8 @@ impl State {
             gerror: self.errors.raised(),
             gerrorn: self.errors.acknowledged() & GERROR_BITS,
             queues: (0..)
-                .zip(&self.slots)
-                .filter_map(|(number, slot)| slot.save(number, active, &self.features))
+                .zip(&self.queues)
+                .filter_map(|(number, queue)| queue.save(number, active, &self.features))
                 .collect(),
         }
     }
@@ -177,7 +177,7 @@ impl State {
         let mut next = 0;
         for queue in queues {
             corrupt(queue.number < next, "the queues are not in order")?;
-            let slot = self.slots.get(queue.number as usize);
+            let slot = self.queues.get(queue.number as usize);
             let slot = slot.ok_or(RestoreError::Corrupt("a queue that does not exist"))?;
             next = queue.number + 1;
             corrupt(!slot.can_be(queue, active, self), "a queue")?;
@@ -206,7 +206,7 @@ impl State {
         frame.store_u32(IRQ_CTRLACK, self.irq_ctrl, Relaxed);
         frame.store_u32(GERROR, *gerror, Relaxed);
         for queue in queues {
-            if let Some(slot) = self.slots.get_mut(queue.number as usize) {
+            if let Some(slot) = self.queues.get_mut(queue.number as usize) {
                 slot.restore(queue, &self.features, &*self.ram);
             }
         }
@@ -214,23 +214,23 @@ impl State {
     }
 }
 
-impl Slot {
+impl GuestQueue {
     /// Its state, unless it is that after reset.
     fn save(&self, number: u32, active: u32, features: &Features) -> Option<QueueState> {
-        // A restored queue is looked at whatever was last seen of it; a panic of one process is none of another.
-        let Slot { place, control: _, queue, quarantined: _, more: _, seen: _ } = self;
-        let registers = &place.registers;
-        let register = registers.load_u64(place.base, Relaxed) & QUEUE_BASE;
-        let (base, cons, blame) = match queue {
-            Some(queue) => {
-                let unchanged = CommandQueue::new(register, 0, features).base() == queue.base();
-                let base = if unchanged { register } else { queue.base() };
-                (base, queue.cons().raw() | self.flags(), queue.blame_bits())
+        // A panic of one process is none of another.
+        let Self { registers: QueueRegisters { words, base, cons, .. }, control: _, ring, quarantined: _ } =
+            self;
+        let register = words.load_u64(*base, Relaxed) & QUEUE_BASE;
+        let (base, cons, blame) = match ring {
+            Some(ring) => {
+                let unchanged = effective_base(register, features) == ring.base();
+                let base = if unchanged { register } else { ring.base() };
+                (base, ring.cons().raw() | self.flags(), ring.history.blame_bits())
             }
             // The guest can write CONS now: not all that it says needs to be so.
-            None => (register, registers.load_u32(place.cons, Relaxed) & self.cons_bits() & !self.enack(), 0),
+            None => (register, words.load_u32(*cons, Relaxed) & self.cons_bits() & !self.enack(), 0),
         };
-        let (enabled, stopped) = (queue.is_some(), self.is_stopped(active));
+        let (enabled, stopped) = (ring.is_some(), self.is_stopped(active));
         let state = QueueState { number, enabled, stopped, blame, base, prod: self.prod(), cons };
         (!state.is_reset()).then_some(state)
     }
@@ -239,7 +239,6 @@ impl Slot {
     fn can_be(&self, state: &QueueState, active: u32, smmu: &State) -> bool {
         // PROD is the guest's, and says what it likes.
         let QueueState { number: _, enabled, stopped, blame, base, prod: _, cons } = *state;
-        let ring = CommandQueue::new(base, cons, &smmu.features);
         let (code, told) = (cons >> CONS_ERR_SHIFT & 0x7f, error_code(cons));
         let control = match &self.control {
             Control::Cmdq { .. } => {
@@ -248,7 +247,7 @@ impl Slot {
             Control::Ecmdq(_) => enabled == (cons & self.enack() != 0),
         };
         // What a disabled queue says is what the guest wrote.
-        let running = !enabled || cons & INDEX == ring.cons().raw() && code == told;
+        let running = !enabled || cons & INDEX == effective_cons(base, cons, &smmu.features) && code == told;
         let blames = ERRORS.map(|error| 1 << error as u8).iter().fold(0, |bits, bit| bits | bit);
         let blame = blame & !blames == 0 && (enabled || blame == 0);
         let bits = base & !QUEUE_BASE == 0 && cons & !self.cons_bits() == 0;
@@ -273,10 +272,10 @@ impl Slot {
 
     fn restore(&mut self, state: &QueueState, features: &Features, ram: &dyn GuestRam) {
         let QueueState { number: _, enabled, stopped, blame, base, prod, cons } = *state;
-        let registers = &self.place.registers;
-        registers.store_u64(self.place.base, base, Relaxed);
-        registers.store_u32(self.place.cons, cons, Relaxed);
-        registers.store_u32(self.place.prod, prod, Relaxed);
+        let registers = &self.registers;
+        registers.words.store_u64(registers.base, base, Relaxed);
+        registers.words.store_u32(registers.cons, cons, Relaxed);
+        registers.words.store_u32(registers.prod, prod, Relaxed);
         // A code that the guest wrote while the queue was disabled, and that is none, is not told when it is enabled.
         let code = error_code(cons);
         self.control = match self.control {
@@ -287,11 +286,10 @@ impl Slot {
             }
         };
         if enabled {
-            let mut queue = CommandQueue::new(base, cons, features);
-            queue.set_blame_bits(blame);
-            queue.back(&self.place, ram);
-            self.queue = Some(queue);
-            self.publish();
+            let mut ring = Ring::new(base, cons, features, registers.clone());
+            ring.history.set_blame_bits(blame);
+            self.ring = Some(ring);
+            self.find_memory(ram);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Every register that the guest writes is an input, looked at once a sweep. Registers that the engine writes are outputs
 //! and are never read back.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -10,29 +11,21 @@ use ecmdq_ring::Toggle;
 use ecmdq_ring::handshake::Handshake;
 
 use super::calls::{Call, Callbacks, Calls};
-use super::doorbell::Bell;
-use super::pages::Pages;
-use super::serve::{Served, Turns};
-use super::slot::{Control, Slot};
+use super::complete::{PendingSync, SYNCS};
+use super::queue::{Control, GuestQueue, QueueRegisters};
+use super::register_file::RegisterFile;
 use super::{Config, ConfigError};
 use crate::bits::Bits;
+use crate::command::CommandError;
+use crate::events::{EventKind, EventSink};
 use crate::features::Features;
-use crate::host::HostQueue;
 use crate::identity::StreamMap;
 use crate::memory::GuestRam;
-use crate::queue::{CommandError, CommandQueue, Place};
 use crate::registers::*;
-use crate::rota::Rota;
 use crate::rules::{Rejected, Request, Rules};
+use crate::sleep::WakerSlot;
 use crate::stats::Counters;
-use crate::submission::Submission;
 use crate::token::{Token, Tokens};
-use crate::worker::{EventKind, Teller};
-
-/// Quiet queues that are looked at now and then, beside those that are not.
-const QUEUES: usize = 16;
-/// Queues that are not quiet and have a turn in a visit, at the most: a look at each costs time, whether it has anything or not.
-const TURNS: usize = 512;
 
 /// Called by the worker with what the guest asks of the VMM. It must not wait for the worker.
 ///
@@ -42,7 +35,7 @@ const TURNS: usize = 512;
 pub type OnRequest = Box<dyn FnMut(Request, Token) + Send>;
 
 pub(crate) struct State {
-    pub pages: Pages,
+    pub pages: RegisterFile,
     pub ram: Box<dyn GuestRam>,
     pub streams: Arc<StreamMap>,
     pub features: Features,
@@ -68,23 +61,20 @@ pub(crate) struct State {
     pub irq_ctrl: u32,
     pub errors: Toggle,
     /// The CMDQ, and behind it the ECMDQs.
-    pub(super) slots: Box<[Slot]>,
-    /// Which slots are looked at, and in which order.
-    pub(super) rota: Rota,
-    /// What the last visit was cut short of, for want of room.
-    pub(super) cut: Option<Turns>,
-    /// Which slots wait for something, or have lately: to be found without a look at each.
-    pub(super) waiting: Bits,
-    /// Nothing was to be done in the last sweep, and nothing is waited for: only the guest's own registers can change that, or the VMM,
-    /// who clears it.
-    pub(super) settled: bool,
-    /// The tokens of queue n are at n; behind those of the queues, [`Self::smmuen_token`] and [`Self::gbpa_token`].
+    pub(super) queues: Box<[GuestQueue]>,
+    /// CMD_SYNCs under way, in the order in which they were taken.
+    pub(super) syncs: VecDeque<PendingSync>,
+    /// Queues that wait for the VMM.
+    pub(super) requests: Bits,
+    /// The VMM has changed something: all queues are to be looked at, whether their doorbells ring or not.
+    pub looks: bool,
+    /// The tokens of queue n are at n; behind those of the queues, those of CR0.SMMUEN and of GBPA.
     pub(super) tokens: Tokens,
-    pub(super) bell: Arc<Bell>,
+    pub(super) worker: Arc<WakerSlot>,
     /// Nothing happens while it is set.
     pub paused: bool,
     /// Where events go, while a worker serves it.
-    pub(super) events: Option<Teller>,
+    pub(super) events: Option<EventSink>,
     /// The queue that is being served, should that panic.
     pub serving: Option<usize>,
     /// A panic left the state in doubt: nothing is served any more, until a reset.
@@ -101,23 +91,27 @@ impl State {
             config;
         features.check()?;
         let rules = Rules::new(&features, &host_features, vmid, &quirks)?;
-        let pages = Pages::new(front_end, &features)?;
-        let stride = Pages::ecmdq_stride(&features);
-        let cmdq =
-            Place { registers: pages.frame.clone(), base: CMDQ_BASE, prod: CMDQ_PROD, cons: CMDQ_CONS };
-        let ecmdqs = (0..features.ecmdqs()).map(|q| {
-            let at = q * stride;
-            let registers = pages.control.clone();
-            Place { registers, base: at + ECMDQ_BASE, prod: at + ECMDQ_PROD, cons: at + ECMDQ_CONS }
+        let pages = RegisterFile::new(front_end, &features)?;
+        let stride = RegisterFile::ecmdq_stride(&features);
+        let at = |words: &RegisterWords, base, prod, cons| QueueRegisters {
+            words: words.clone(),
+            base,
+            prod,
+            cons,
+        };
+        let cmdq = at(&pages.frame, CMDQ_BASE, CMDQ_PROD, CMDQ_CONS);
+        let ecmdqs = (0..features.ecmdqs()).map(|number| {
+            let block = number * stride;
+            at(&pages.control, block + ECMDQ_BASE, block + ECMDQ_PROD, block + ECMDQ_CONS)
         });
-        let slots: Box<[_]> = [Slot::new(cmdq, Control::Cmdq { code: 0 })]
+        let queues: Box<[_]> = [GuestQueue::new(cmdq, Control::Cmdq { code: 0 })]
             .into_iter()
-            .chain(ecmdqs.map(|place| Slot::new(place, Control::Ecmdq(Handshake::default()))))
+            .chain(ecmdqs.map(|registers| GuestQueue::new(registers, Control::Ecmdq(Handshake::default()))))
             .collect();
         let bits =
             |offset| WRITABLE.iter().find(|r| r.offset == offset).map_or(0, |r| r.bits(&features) as u32);
-        let queues = slots.len();
-        let bell = Arc::<Bell>::default();
+        let len = queues.len();
+        let worker = Arc::<WakerSlot>::default();
         let mut state = Self {
             cr0_bits: bits(CR0),
             irq_ctrl_bits: bits(IRQ_CTRL),
@@ -136,13 +130,12 @@ impl State {
             gbpa_untold: false,
             irq_ctrl: 0,
             errors: Toggle::default(),
-            slots,
-            rota: Rota::new(queues, QUEUES, TURNS),
-            cut: None,
-            waiting: Bits::new(queues),
-            settled: false,
-            tokens: Tokens::new(queues + 2, bell.clone()),
-            bell,
+            queues,
+            syncs: VecDeque::with_capacity(SYNCS),
+            requests: Bits::new(len),
+            looks: true,
+            tokens: Tokens::new(len + 2, worker.clone()),
+            worker,
             paused: false,
             events: None,
             serving: None,
@@ -159,9 +152,11 @@ impl State {
         self.tokens.revoke();
         self.calls.forget_requests();
         (self.serving, self.quarantined) = (None, false);
-        for slot in &mut self.slots {
-            (slot.queue, slot.quarantined) = (None, false);
-            slot.control = match slot.control {
+        self.syncs.clear();
+        self.looks = true;
+        for queue in &mut self.queues {
+            (queue.ring, queue.quarantined) = (None, false);
+            queue.control = match queue.control {
                 Control::Cmdq { .. } => Control::Cmdq { code: 0 },
                 Control::Ecmdq(_) => Control::Ecmdq(Handshake::default()),
             };
@@ -177,25 +172,20 @@ impl State {
     }
 
     /// Tells the VMM.
-    pub(super) fn tell(&mut self, kind: EventKind) {
+    pub(super) fn emit(&mut self, kind: EventKind) {
         if let Some(events) = &mut self.events {
-            events.tell(kind);
+            events.emit(kind);
         }
     }
 
     /// After a panic: this queue is served no more, or nothing is if it is none. Returns it.
     pub fn quarantine(&mut self, queue: Option<usize>) -> Option<usize> {
-        // Whose turn it was is not known any more: everybody has one.
-        self.rota.resize(self.slots.len());
-        self.cut = None;
-        for number in 0..self.slots.len() {
-            self.waiting.set(number, self.slots[number].waits());
-        }
         let Some(number) = queue else {
             self.quarantined = true;
             return None;
         };
-        self.slots[number].quarantined = true;
+        self.queues[number].quarantined = true;
+        self.forget(number);
         // The architecture's way to say that a queue does not go on. It uses the guest's memory, which may be what panicked.
         let stopped = catch_unwind(AssertUnwindSafe(|| self.stop(number, CommandError::Abt)));
         self.quarantined |= stopped.is_err();
@@ -206,7 +196,7 @@ impl State {
     /// CMD_SYNC. A CMD_SYNC that waits for the host is taken again.
     pub fn abandon(&mut self) {
         self.leaving = None;
-        self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()).for_each(CommandQueue::abandon);
+        self.forget_all();
         self.invalidating = Some(0);
     }
 
@@ -218,25 +208,5 @@ impl State {
     /// Whether the VMM is to be called.
     pub fn has_calls(&self) -> bool {
         !self.calls.is_empty()
-    }
-
-    /// One visit to a guest that leaves its worker: nothing more is taken. It has left when all that was taken has been synchronised, so
-    /// that another worker may have the guest.
-    pub fn leave<H: HostQueue>(&mut self, to: &mut Submission<H>) -> Served {
-        let mut busy = self.leaving.is_none();
-        let round = *self.leaving.get_or_insert_with(|| to.sync());
-        if !self.paused && !self.quarantined {
-            for number in 0..self.slots.len() {
-                self.serving = Some(number);
-                busy |= self.complete(number, to);
-            }
-            self.serving = None;
-        }
-        if !to.is_over(round) {
-            return if busy { Served::Something } else { Served::Waiting };
-        }
-        self.leaving = None;
-        self.slots.iter_mut().filter_map(|slot| slot.queue.as_mut()).for_each(CommandQueue::leave);
-        Served::Left
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::mem;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -13,9 +13,10 @@ use parking_lot::Mutex;
 use rustix::thread::{CpuSet, sched_setaffinity};
 use thiserror::Error;
 
-use super::{Share, Worker};
+use super::Worker;
 use crate::host::HostQueue;
-use crate::sleep::Waker;
+use crate::share::Share;
+use crate::sleep::{Notified, Waker};
 use crate::vsmmu::VirtualSmmu;
 
 /// Why a guest was not attached to a worker.
@@ -42,8 +43,8 @@ pub(super) enum Order<H> {
 
 /// Orders that the worker has not seen.
 pub(super) struct Orders<H> {
-    /// Whether there are any.
-    any: AtomicBool,
+    /// The worker is to look for orders, and whatever else there is for it.
+    any: Arc<AtomicBool>,
     /// `None` once the worker is no more.
     waiting: Mutex<Option<Vec<Order<H>>>>,
     /// [`Worker::run`] is to return.
@@ -59,7 +60,7 @@ impl<H> Orders<H> {
     /// `has_host` says whether the worker has a host queue for guests that bring none.
     pub fn new(has_host: bool) -> Self {
         Self {
-            any: AtomicBool::new(false),
+            any: Arc::default(),
             waiting: Mutex::new(Some(Vec::new())),
             stop: AtomicBool::new(false),
             waker: OnceLock::new(),
@@ -74,22 +75,20 @@ impl<H> Orders<H> {
             Some(waiting) => waiting.push(order),
             None => return Err(order),
         }
-        // Relaxed: whoever sees it takes the lock after us.
-        self.any.store(true, Relaxed);
+        // Release: pairs with the worker's acquire when it takes the flag.
+        self.any.store(true, Release);
         self.wake();
         Ok(())
     }
 
-    /// All of them. While there are none, which is a load, nothing is locked.
+    /// All of them.
     pub fn take(&self) -> Vec<Order<H>> {
-        // Relaxed: a waker's fence orders it where it must not be missed; the lock orders the rest.
-        if !self.any.load(Relaxed) {
-            return Vec::new();
-        }
-        let mut waiting = self.waiting.lock();
-        // Relaxed: under the lock, so that an order that comes later stores after this.
-        self.any.store(false, Relaxed);
-        waiting.as_mut().map(mem::take).unwrap_or_default()
+        self.waiting.lock().as_mut().map(mem::take).unwrap_or_default()
+    }
+
+    /// How the worker is notified.
+    pub fn notified(&self) -> Notified {
+        Notified { any: self.any.clone(), waker: self.waker.get().cloned() }
     }
 
     /// The worker is no more: its last orders.
@@ -124,10 +123,6 @@ impl<H> Orders<H> {
         self.sleeps.load(Relaxed)
     }
 
-    pub fn waker(&self) -> Option<Waker> {
-        self.waker.get().cloned()
-    }
-
     /// Once.
     pub fn set_waker(&self, waker: Waker) {
         let _ = self.waker.set(waker);
@@ -138,7 +133,7 @@ impl<H> Orders<H> {
         if !brings_host && !self.has_host {
             return Err(AttachError::NoHostQueue);
         }
-        if guest.take_seat() { Ok(()) } else { Err(AttachError::HasWorker) }
+        if guest.claim() { Ok(()) } else { Err(AttachError::HasWorker) }
     }
 }
 

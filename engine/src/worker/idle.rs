@@ -14,8 +14,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::seat::Seat;
-use super::{EventKind, Worker};
+use super::Worker;
+use super::attachment::Attachment;
+use crate::events::EventKind;
 use crate::host::HostQueue;
 use crate::sleep::{Sleeper, SleeperKind, Waker};
 use crate::vsmmu::Watch;
@@ -83,24 +84,24 @@ pub(super) struct Sleep {
 }
 
 impl Sleep {
-    pub fn watch<H: HostQueue>(&mut self, seat: &mut Seat<H>) {
-        if let Some(own) = &mut seat.own {
+    pub fn watch<H: HostQueue>(&mut self, attachment: &mut Attachment<H>) {
+        if let Some(own) = &mut attachment.own {
             self.deaf |= !own.set_waker(&self.waker);
         }
-        let keys = seat.guest.with_eventfds(|eventfds| {
+        let keys = attachment.guest.with_eventfds(|eventfds| {
             eventfds.iter().map(|eventfd| self.sleeper.add(eventfd)).collect::<io::Result<Vec<_>>>()
         });
         match keys {
-            Ok(keys) => seat.keys = keys,
+            Ok(keys) => attachment.keys = keys,
             Err(error) => {
                 log::warn!("doorbells are looked at by a timer, since they cannot be waited for: {error}");
-                seat.guest.set_doorbell(crate::Doorbell::Timer);
+                attachment.guest.set_doorbell(crate::Doorbell::Timer);
             }
         }
     }
 
-    pub fn forget<H>(&mut self, seat: &Seat<H>) {
-        for key in &seat.keys {
+    pub fn forget<H>(&mut self, attachment: &Attachment<H>) {
+        for key in &attachment.keys {
             if let Err(error) = self.sleeper.remove(*key) {
                 log::warn!("a doorbell is still waited for: {error}");
             }
@@ -131,9 +132,9 @@ impl<H: HostQueue> Worker<H> {
         if let Some(shared) = &mut self.shared {
             sleep.deaf |= !shared.set_waker(&sleep.waker);
         }
-        for seat in &mut self.seats {
-            sleep.watch(seat);
-            seat.guest.set_waker(Some(sleep.waker.clone()));
+        for attachment in &mut self.attachments {
+            sleep.watch(attachment);
+            attachment.guest.set_worker(Some(self.orders.notified()));
         }
         self.sleep = Some(sleep);
         Ok(self)
@@ -163,7 +164,7 @@ impl<H: HostQueue> Worker<H> {
             return None;
         }
         self.look_for_stalls();
-        self.seats.iter().for_each(|seat| seat.guest.arm());
+        self.attachments.iter().for_each(|attachment| attachment.guest.arm());
         self.announce();
         // So that everything is looked at.
         self.busy = false;
@@ -186,22 +187,22 @@ impl<H: HostQueue> Worker<H> {
 
     /// How long it may sleep; `None` if it may not.
     fn nap(&mut self) -> Option<Nap> {
-        let Self { sleep, seats, shared, .. } = self;
+        let Self { sleep, attachments, shared, .. } = self;
         let sleep = sleep.as_ref()?;
         let mut at_most = None::<Duration>;
         let mut until = |time: Duration| at_most = Some(at_most.map_or(time, |before| before.min(time)));
-        for seat in seats.iter() {
-            match seat.guest.watch() {
+        for attachment in attachments.iter() {
+            match attachment.guest.watch() {
                 Watch::Rings => {}
                 Watch::Timer => until(sleep.idle.look_every),
                 Watch::Busy => return None,
             }
-            let wait = seat.allowance.wait();
+            let wait = attachment.allowance.wait();
             if !wait.is_zero() {
                 until(wait);
             }
         }
-        for host in shared.iter().chain(seats.iter().filter_map(|seat| seat.own.as_ref())) {
+        for host in shared.iter().chain(attachments.iter().filter_map(|attachment| attachment.own.as_ref())) {
             if host.waits_for_room() || sleep.deaf && host.is_outstanding() {
                 until(sleep.idle.look_every);
             } else if host.is_outstanding() {
@@ -272,10 +273,12 @@ impl<H: HostQueue> Worker<H> {
     pub(super) fn look_for_stalls(&mut self) {
         let limit = self.sleep.as_ref().map_or_else(Idle::default, |sleep| sleep.idle).stalled;
         let now = Instant::now();
-        let Self { shared, seats, teller, .. } = self;
-        for host in shared.iter_mut().chain(seats.iter_mut().filter_map(|seat| seat.own.as_mut())) {
+        let Self { shared, attachments, events, .. } = self;
+        for host in
+            shared.iter_mut().chain(attachments.iter_mut().filter_map(|attachment| attachment.own.as_mut()))
+        {
             if let Some(stalled) = host.stalled(now, limit) {
-                teller.tell(EventKind::HostStalled(stalled));
+                events.emit(EventKind::HostStalled(stalled));
             }
         }
     }

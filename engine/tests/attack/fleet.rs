@@ -83,7 +83,7 @@ impl Fleet {
         };
         let host = self.host(world, random);
         let status = host.status.clone();
-        let worker = Worker::new(host).with_tickets(random.of(&[64, 64, 1, 2]));
+        let worker = Worker::new(host);
         let idle = if random.one_in(2) { Idle::default() } else { Idle::always_sleep() };
         let sleeper = match kind {
             Kind::Polls => None,

@@ -85,6 +85,11 @@ impl Script {
         self.finished().checked_sub(1).map_or(0, |last| self.0.borrow().syncs[last])
     }
 
+    /// How many commands each synchronisation that was asked for covers.
+    pub fn covers(&self) -> Vec<usize> {
+        self.0.borrow().syncs.clone()
+    }
+
     pub fn received(&self) -> Ref<'_, [Command]> {
         Ref::map(self.0.borrow(), |state| &state.received[..])
     }

@@ -151,7 +151,7 @@ fn a_disabled_queues_cmd_sync_does_not_complete_any_more_and_nothing_is_taken() 
         queue.disable();
         rig.poll_times(3);
         assert_eq!((queue.cons_word(), rig.guests[0].u32_at(WORD)), (1, 0));
-        assert_eq!(*rig.host.received(), [host_asid(7, 1)]);
+        assert_eq!(*rig.host.received(), [host_asid(7, 1), host_asid(7, 2)], "what had been taken before");
     }
 }
 
@@ -162,10 +162,17 @@ fn a_queue_that_is_enabled_again_takes_its_cmd_sync_again() {
         queue.enable();
         rig.poll_times(3);
         assert_eq!((queue.cons_word(), rig.guests[0].u32_at(WORD)), (0x8000_0001, 0), "and waits again");
-        rig.host.finish_all();
+        rig.host.finish(1);
+        rig.poll_times(3);
+        assert_eq!(
+            (queue.cons_word(), rig.guests[0].u32_at(WORD)),
+            (0x8000_0001, 0),
+            "for what it sent again"
+        );
+        rig.host.finish(2);
         rig.poll_times(3);
         assert_eq!((queue.cons_word(), rig.guests[0].u32_at(WORD)), (0x8000_0003, 9));
-        assert_eq!(*rig.host.received(), [host_asid(7, 1), host_asid(7, 2)]);
+        assert_eq!(*rig.host.received(), [1, 2, 2].map(|asid| host_asid(7, asid)), "and what is behind it");
     }
 }
 

@@ -99,7 +99,7 @@ impl Cmd {
 
     /// Whether nothing behind it may begin before CONS has passed it.
     pub fn is_barrier(self) -> bool {
-        matches!(self, Self::Sync | Self::Ste(_) | Self::Stes(..) | Self::Illegal(_))
+        matches!(self, Self::Ste(_) | Self::Stes(..) | Self::Illegal(_))
     }
 
     /// What it may name.

@@ -104,8 +104,9 @@ fn an_atc_timeout_is_told_to_a_sync_that_waits_for_a_later_ticket() {
     rig.send((1, 0), &[ATC]);
     rig.send((0, 0), &[Cmd::NhAll(0), Cmd::Sync]);
     rig.send((1, 0), &[Cmd::Asid(1), Cmd::Sync]);
-    assert_eq!(rig.model.syncs(), (2, 0), "a ticket each");
+    assert_eq!(rig.model.syncs(), (1, 0), "its ticket is asked for when this one is over");
     rig.fail(Cause::AtcTimeout);
+    assert_eq!((rig.model.syncs(), rig.error((1, 0))), ((2, 1), None), "it waits for its own");
     rig.work();
     assert_eq!((rig.error((1, 0)), rig.error((0, 0))), (Some(ATC_INV_SYNC), None));
     rig.mend((1, 0));

@@ -229,8 +229,12 @@ impl System {
                 }
             }
             let widened = self.vms[guest].smmu.stats().widened;
-            if widened != reference.widened {
-                return Err(format!("guest {guest}: {widened} widened, expected {}", reference.widened));
+            // What stands behind a CMD_SYNC that fails is sent, and counted, again.
+            if widened < reference.widened {
+                return Err(format!(
+                    "guest {guest}: {widened} widened, expected {} at least",
+                    reference.widened
+                ));
             }
         }
         if caches.len() != there {

@@ -80,6 +80,7 @@ impl Reference {
         match (error, sent.waiting.front_mut()) {
             (CERROR_ILL, Some(command @ Cmd::Illegal(_))) => {
                 *command = Cmd::Sync;
+                self.open(queue);
                 Ok(Some(Cmd::Sync))
             }
             // Its ATC_INVs may have had no effect.
@@ -95,7 +96,8 @@ impl Reference {
         }
     }
 
-    /// Commands become effective, up to the first behind which nothing may begin, which a CMD_SYNC or an illegal one does not.
+    /// Commands become effective, up to one that is illegal, or that the VMM must act upon: nothing behind that may begin. What is behind a
+    /// CMD_SYNC may begin before that has completed.
     fn open(&mut self, queue: usize) {
         loop {
             let sent = &mut self.queues[queue];

@@ -194,12 +194,8 @@ impl Vm {
 
     /// What a host gets first after a restore, its first command before the others.
     pub fn full_invalidation() -> Vec<Command> {
-        let mut all = vec![Command([0x10 | VMID << 32, 0])];
-        all.extend(
-            HOST_STREAMS
-                .iter()
-                .flat_map(|stream| [Command([0x06 | stream << 32, 0]), Command([0x40 | stream << 32, 52])]),
-        );
-        all
+        let of_streams =
+            |low: u64, high| HOST_STREAMS.iter().map(move |stream| Command([low | stream << 32, high]));
+        of_streams(0x06, 0).chain([Command([0x10 | VMID << 32, 0])]).chain(of_streams(0x40, 52)).collect()
     }
 }

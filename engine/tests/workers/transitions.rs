@@ -12,7 +12,7 @@ use crate::common::*;
 /// What makes good for all that a guest of this VMID may have sent.
 fn makes_good(vmid: u64) -> Vec<Command> {
     let stream = (vmid << 16) << 32;
-    vec![Command([0x10 | vmid << 32, 0]), Command([0x06 | stream, 0]), Command([0x40 | stream, 52])]
+    vec![Command([0x06 | stream, 0]), Command([0x10 | vmid << 32, 0]), Command([0x40 | stream, 52])]
 }
 
 /// A guest in front of a worker whose host takes nothing, and the guest's TLBI and CMD_SYNC with it.
@@ -119,7 +119,9 @@ fn what_makes_good_and_is_refused_is_told_at_the_next_cmd_sync() {
     let mut next = Worker::new(host.clone());
     next.attach(smmu).unwrap();
     (0..3).for_each(|_| _ = next.poll());
-    host.fail_for(1, Cause::Illegal, Some(makes_good(1)[0]));
+    host.fail_for(2, Cause::Illegal, Some(makes_good(1)[1]));
+    (0..3).for_each(|_| _ = next.poll());
+    host.finish_all();
     (0..3).for_each(|_| _ = next.poll());
     assert_eq!((guest.error(), guest.cons()), (Some(CERROR_ILL), 1));
 }
@@ -133,7 +135,7 @@ fn an_atc_inv_that_makes_good_and_times_out_is_told_at_the_next_cmd_sync() {
     let mut next = Worker::new(host.clone());
     next.attach(smmu).unwrap();
     (0..3).for_each(|_| _ = next.poll());
-    host.fail(1, Cause::AtcTimeout);
+    host.fail(3, Cause::AtcTimeout);
     (0..3).for_each(|_| _ = next.poll());
     assert_eq!((guest.error(), guest.cons()), (Some(CERROR_ATC_INV_SYNC), 1));
 }
@@ -156,18 +158,19 @@ fn all_of_a_guests_streams_are_made_good_before_anything_of_it_is_taken() {
     let mut next = Worker::new(host.clone());
     next.attach(smmu).unwrap();
     (0..30).for_each(|_| _ = next.poll());
-    let mut received = host.received().to_vec();
+    let received = host.received().to_vec();
     assert_eq!(guest.cons(), 2);
-    assert_eq!((received[0], received.pop()), (makes_good(1)[0], Some(host_asid(1, 1))));
-    let mut got = received.split_off(1);
-    got.sort_by_key(|command| command.0);
-    let streams = (0..STREAMS).map(|stream| 0x2_0000 + u64::from(stream)).chain([1 << 16]);
-    let mut expected: Vec<_> = streams
-        .flat_map(|stream| [[0x06 | stream << 32, 0], [0x40 | stream << 32, 52]])
-        .map(Command)
-        .collect();
-    expected.sort_by_key(|command| command.0);
-    assert_eq!(got, expected);
+    let streams = || (0..STREAMS).map(|stream| 0x2_0000 + u64::from(stream)).chain([1 << 16]);
+    let of_streams = |low, high| streams().map(move |stream| Command([low | stream << 32, high]));
+    let sorted = |commands: &[Command]| {
+        let mut commands = commands.to_vec();
+        commands.sort_by_key(|command| command.0);
+        commands
+    };
+    let (configuration, rest) = received.split_at(STREAMS as usize + 1);
+    assert_eq!(sorted(configuration), sorted(&of_streams(0x06, 0).collect::<Vec<_>>()));
+    assert_eq!((rest[0], rest.last()), (makes_good(1)[1], Some(&host_asid(1, 1))));
+    assert_eq!(sorted(&rest[1..rest.len() - 1]), sorted(&of_streams(0x40, 52).collect::<Vec<_>>()));
 }
 
 #[test]

@@ -3,8 +3,7 @@
 use rustix::io::Errno;
 
 use super::{GROUP, Invalidate};
-use crate::command::{Command, Opcode, Rank, rank};
-use crate::queue::CommandError;
+use crate::command::{Command, CommandError, Opcode, Rank, rank};
 
 /// How often a call is made again when the hardware does not answer, which takes the kernel a second each time.
 const TRIES: u32 = 8;

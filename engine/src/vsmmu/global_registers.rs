@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use vm_memory::GuestAddress;
 
 use super::calls::Call;
-use super::slot::Control;
+use super::queue::Control;
 use super::state::State;
-use crate::queue::CommandError;
+use crate::command::CommandError;
+use crate::events::EventKind;
 use crate::registers::*;
-use crate::rules::{Request, Signal, StreamTable};
+use crate::rules::{Request, StreamTable};
 use crate::token::Outcome;
-use crate::worker::EventKind;
 
 impl State {
     /// Looks at the registers that the guest writes. Says whether anything had changed.
@@ -34,7 +34,7 @@ impl State {
         }
         if gerrorn != self.errors.acknowledged() {
             if self.errors.follow(gerrorn) & GERROR_CMDQ_ERR != 0 {
-                self.slots[0].resume(&*self.ram);
+                self.queues[0].resume(&*self.ram);
             }
             changed = true;
         }
@@ -50,9 +50,9 @@ impl State {
         let changed = (cr0 ^ before) & !CR0_SMMUEN;
         if changed & CR0_CMDQEN != 0 {
             if cr0 & CR0_CMDQEN != 0 {
-                self.slots[0].enable(&self.features, &*self.ram);
+                self.queues[0].enable(&self.features, &*self.ram);
             } else {
-                self.slots[0].disable();
+                self.disable(0);
             }
         }
         let smmuen = self.follow_smmuen(cr0 & CR0_SMMUEN);
@@ -66,7 +66,7 @@ impl State {
 
     /// SMMUEN takes effect when the VMM has followed it. Returns the value that is in effect.
     fn follow_smmuen(&mut self, wanted: u32) -> u32 {
-        let (before, token) = (self.cr0ack & CR0_SMMUEN, self.slots.len());
+        let (before, token) = (self.cr0ack & CR0_SMMUEN, self.queues.len());
         if self.smmuen_pending.is_none() {
             // A VMM that took over a saved state follows what the guest sees to be in effect already.
             let untold = std::mem::take(&mut self.smmuen_untold) && wanted != 0;
@@ -87,7 +87,7 @@ impl State {
     }
 
     fn follow_gbpa(&mut self, gbpa: u32) -> bool {
-        let (before, token) = (self.gbpa_pending, self.slots.len() + 1);
+        let (before, token) = (self.gbpa_pending, self.queues.len() + 1);
         let value = before.unwrap_or(gbpa);
         if before.is_none() {
             self.gbpa_pending = Some(value);
@@ -113,7 +113,7 @@ impl State {
     fn check_register_request(&mut self, outcome: Outcome) {
         if outcome != Outcome::Completed {
             self.counters.requests_failed.add(1);
-            self.tell(EventKind::RequestFailed);
+            self.emit(EventKind::RequestFailed);
             self.raise(GERROR_SFM_ERR);
         }
     }
@@ -129,51 +129,23 @@ impl State {
 
     /// Stops a queue at its command at CONS, and tells of it.
     pub(super) fn stop(&mut self, number: usize, error: CommandError) {
-        self.tell(EventKind::QueueStopped { queue: number, error });
+        self.emit(EventKind::QueueStopped { queue: number, error });
         self.stop_silently(number, error);
     }
 
     /// The same, where the VMM has been told more.
     pub(super) fn stop_silently(&mut self, number: usize, error: CommandError) {
-        let slot = &mut self.slots[number];
-        slot.stop(error);
-        let bit = match slot.control {
+        let queue = &mut self.queues[number];
+        queue.stop(error);
+        let bit = match queue.control {
             Control::Cmdq { .. } => GERROR_CMDQ_ERR,
             Control::Ecmdq(_) => GERROR_CMDQP_ERR,
         };
         self.raise(bit);
     }
 
-    /// Passes the CMD_SYNC at CONS, and signals it.
-    pub(super) fn pass_sync(&mut self, number: usize, signal: Signal) {
-        let slot = &mut self.slots[number];
-        match signal {
-            Signal::Irq { address, data } if self.features.msi && address.0 != 0 => {
-                let traps = if number == 0 { self.pages.frame_traps } else { self.pages.control_traps };
-                if traps {
-                    slot.pass_before_msi();
-                } else {
-                    slot.pass();
-                }
-                // The store is a release: CONS was stored before, and must be seen to have passed the CMD_SYNC by whoever
-                // sees the MSI.
-                self.send_msi(address, data, GERROR_MSI_CMDQ_ABT_ERR);
-                if traps {
-                    self.slots[number].publish();
-                }
-                self.call(Call::CmdSync);
-            }
-            signal => {
-                slot.pass();
-                if let Signal::Irq { .. } = signal {
-                    self.call(Call::CmdSync);
-                }
-            }
-        }
-    }
-
     /// Sends an MSI, to guest memory or by the VMM. `abort` is the error of there being nothing at the address.
-    fn send_msi(&mut self, address: GuestAddress, data: u32, abort: u32) {
+    pub(super) fn send_msi(&mut self, address: GuestAddress, data: u32, abort: u32) {
         let address = GuestAddress(address.0 & self.features.address_mask());
         if self.ram.store_u32(address, data) {
             self.msi_sent(true, abort);
@@ -187,7 +159,7 @@ impl State {
             self.counters.msis.add(1);
         } else {
             self.counters.msi_aborts.add(1);
-            self.tell(EventKind::MsiAborted);
+            self.emit(EventKind::MsiAborted);
             self.raise(abort);
         }
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use crossbeam::utils::Backoff;
 use ecmdq_ring::handshake::{EN, ERR};
 
-use super::pages::Pages;
-use super::slot::MSI_ON_ITS_WAY;
+use super::queue::MSI_ON_ITS_WAY;
+use super::register_file::RegisterFile;
 use super::{Shared, VirtualSmmu};
 use crate::registers::*;
 
@@ -61,7 +61,9 @@ impl VirtualSmmu {
             true => drop(writing),
             false => self.0.disarm(writing),
         }
-        self.0.bell.ring();
+        let rings = access.block.map_or(word.offset == CMDQ_PROD, |block| word.offset - block == ECMDQ_PROD);
+        // Doorbells are looked at all the time.
+        if rings { self.0.worker.wake() } else { self.0.worker.notify() }
     }
 }
 
@@ -90,12 +92,12 @@ impl Shared {
         if len != 4 && len != 8 || !offset.is_multiple_of(len as u64) {
             return None;
         }
-        let Pages { frame, control, frame_traps, control_traps, .. } = &self.pages;
+        let RegisterFile { frame, control, frame_traps, control_traps, .. } = &self.pages;
         let offset = usize::try_from(offset).ok()?;
         let (words, at, block, traps) = match offset.checked_sub(CONTROL_PAGES) {
             None => (frame, offset, None, *frame_traps),
             Some(at) => {
-                let in_block = at % Pages::ecmdq_stride(&self.features);
+                let in_block = at % RegisterFile::ecmdq_stride(&self.features);
                 let inside = at < control.len() && in_block < 16;
                 (control, at, Some(inside.then_some(at - in_block)?), *control_traps)
             }
@@ -160,7 +162,7 @@ impl Shared {
         let control = &self.pages.control;
         // Acquire: as in `ecmdq_bits`.
         let word = |at| control.load_u32(at, Acquire);
-        let mut blocks = (0..control.len()).step_by(Pages::ecmdq_stride(&self.features));
+        let mut blocks = (0..control.len()).step_by(RegisterFile::ecmdq_stride(&self.features));
         blocks.any(|block| (word(block + ECMDQ_PROD) | word(block + ECMDQ_CONS)) & EN != 0)
     }
 }

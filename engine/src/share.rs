@@ -8,13 +8,13 @@
 use std::time::Duration;
 
 use crate::command::DEAREST;
-use crate::outbox::{BATCH, FEW};
+use crate::outbox::{BATCH, MIN_BATCH};
 
 /// Credit of a guest of weight 1 in a sweep.
 pub(crate) const QUANTUM: i64 = 512;
 
 /// The most that a batch costs: a few of the dearest.
-pub(crate) const MOST: u64 = DEAREST * FEW as u64;
+pub(crate) const MAX_BATCH_COST: u64 = DEAREST * MIN_BATCH as u64;
 
 /// What the worker does for a guest besides commands costs units as well, about as much of its time as so many commands take.
 pub(crate) mod price {
@@ -70,9 +70,8 @@ pub(crate) struct Allowance {
     quantum: i64,
     cap: i64,
     credit: i64,
-    /// What was spent in this sweep, and in the one before.
+    /// What was spent in this sweep.
     spent: u64,
-    spent_before: u64,
     bucket: Option<Bucket>,
     /// There was something to take, and nothing left to take it for.
     pub denied: bool,
@@ -106,7 +105,6 @@ impl Allowance {
             cap,
             credit: 0,
             spent: 0,
-            spent_before: 0,
             bucket,
             denied: false,
             held_up: false,
@@ -120,14 +118,20 @@ impl Allowance {
         self.bucket.is_some()
     }
 
-    /// A new sweep. `now` is the time since the worker began; it only counts if there is a limit. `open` says that there may be
-    /// room: only then it is a turn, which earns credit, or else whoever had overdrawn would be forgiven while others wait.
-    pub fn begin(&mut self, now: Duration, open: bool) {
-        if open && !std::mem::take(&mut self.unfinished) {
-            self.credit = (self.credit + self.quantum).min(self.cap);
+    /// A turn of the guest, so many sweeps after its last one. `now` is the time since the worker began; it only counts if there is a limit.
+    /// `open` says that there may be room: only then it earns credit, or else a deficit would be repaid while others wait.
+    pub fn begin(&mut self, now: Duration, open: bool, sweeps: u64) {
+        let turns = match open && !std::mem::take(&mut self.unfinished) {
+            true => sweeps,
+            // It had none while it had nothing to do.
+            false => sweeps.saturating_sub(1),
+        };
+        if turns > 0 {
+            let earned = self.quantum.saturating_mul(i64::try_from(turns).unwrap_or(i64::MAX));
+            self.credit = self.credit.saturating_add(earned).min(self.cap);
         }
         (self.open, self.denied, self.held_up) = (open, false, false);
-        (self.spent_before, self.spent) = (self.spent, 0);
+        self.spent = 0;
         if let Some(bucket) = &mut self.bucket {
             bucket.now = now;
         }
@@ -141,9 +145,14 @@ impl Allowance {
     /// How many commands may be taken at once: a few at least, which may overdraw it.
     pub fn batch(&self) -> usize {
         match self.bucket {
-            None => usize::try_from(self.credit).unwrap_or(0).clamp(FEW, BATCH),
-            Some(_) => FEW,
+            None => usize::try_from(self.credit).unwrap_or(0).clamp(MIN_BATCH, BATCH),
+            Some(_) => MIN_BATCH,
         }
+    }
+
+    /// There is something to take and no credit, or, if the host is full, no room either.
+    pub fn deny(&mut self, full: bool) {
+        if full { self.hold_up() } else { self.denied = true }
     }
 
     /// There is no room for what it would take.
@@ -162,14 +171,14 @@ impl Allowance {
         self.spent
     }
 
-    /// What was spent in the sweep before.
-    pub fn spent_before(&self) -> u64 {
-        self.spent_before
+    /// Subtracts what was done from the credit, and not from what a limit allows.
+    pub fn spend_credit(&mut self, cost: u64) {
+        self.spent += cost;
+        self.credit = self.credit.saturating_sub_unsigned(cost);
     }
 
     pub fn spend(&mut self, cost: u64) {
-        self.spent += cost;
-        self.credit = self.credit.saturating_sub_unsigned(cost);
+        self.spend_credit(cost);
         if let Some(bucket) = &mut self.bucket {
             let cost = u32::try_from(cost).unwrap_or(u32::MAX);
             bucket.full_at = bucket.full_at.max(bucket.now) + bucket.unit * cost;
@@ -203,7 +212,7 @@ mod tests {
     fn taken(allowance: &mut Allowance, cost: u64, step: Duration, until: Duration) -> u64 {
         let (mut now, mut taken) = (Duration::ZERO, 0);
         while now < until {
-            allowance.begin(now, true);
+            allowance.begin(now, true, 1);
             if allowance.has_some() {
                 allowance.spend(cost);
                 taken += cost;
@@ -228,15 +237,15 @@ mod tests {
     fn how_long_there_is_nothing_is_as_long_as_what_was_spent_takes() {
         let mut allowance = limited(1000, 10);
         let at = Duration::from_millis;
-        allowance.begin(at(5), true);
+        allowance.begin(at(5), true, 1);
         assert!(allowance.has_some());
         allowance.spend(50);
         assert_eq!((allowance.has_some(), allowance.wait()), (false, at(0)), "nobody was denied anything");
         allowance.denied = true;
         assert_eq!(allowance.wait(), at(40), "50 units, of which 10 are the burst");
-        allowance.begin(at(44), true);
+        allowance.begin(at(44), true, 1);
         assert!(!allowance.has_some());
-        allowance.begin(at(45), true);
+        allowance.begin(at(45), true, 1);
         assert!(allowance.has_some());
     }
 
@@ -244,7 +253,7 @@ mod tests {
     fn a_turn_that_found_no_room_goes_on_and_earns_nothing_while_others_are_ahead() {
         let mut allowance = Allowance::new(Share::default());
         let credit = |allowance: &mut Allowance, open| {
-            allowance.begin(Duration::ZERO, open);
+            allowance.begin(Duration::ZERO, open, 1);
             allowance.credit
         };
         assert_eq!(credit(&mut allowance, true), 512);
@@ -263,7 +272,7 @@ mod tests {
     #[test]
     fn a_burst_is_saved_up_and_no_more() {
         let mut allowance = Allowance::new(Share { weight: 2, burst: 3000, ..Share::default() });
-        (0..10).for_each(|_| allowance.begin(Duration::ZERO, true));
+        (0..10).for_each(|_| allowance.begin(Duration::ZERO, true, 1));
         assert_eq!(allowance.credit, 1024 + 3000);
     }
 }

@@ -1,12 +1,13 @@
 //! What workers tell the VMM: typed, bounded, and not more often than it can listen.
 
+use std::any::Any;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
+use crate::command::CommandError;
 use crate::host::Failure;
 use crate::identity::Vmid;
-use crate::queue::CommandError;
 use crate::rules::Rejected;
 
 /// Events of one guest that may come at once, and how long it takes until there may be one more.
@@ -67,7 +68,7 @@ pub enum EventKind {
 
 /// The worker's end, for one guest or for the worker itself.
 #[derive(Debug)]
-pub(crate) struct Teller {
+pub(crate) struct EventSink {
     sender: Sender<Event>,
     guest: Option<Vmid>,
     /// When all of the burst is there again.
@@ -76,19 +77,19 @@ pub(crate) struct Teller {
 }
 
 /// A channel of `n` events. When it is full events are left out, and counted.
-pub(crate) fn channel(n: usize) -> (Teller, Receiver<Event>) {
+pub(crate) fn channel(n: usize) -> (EventSink, Receiver<Event>) {
     let (sender, receiver) = bounded(n);
-    (Teller { sender, guest: None, rested_at: Instant::now(), left_out: 0 }, receiver)
+    (EventSink { sender, guest: None, rested_at: Instant::now(), left_out: 0 }, receiver)
 }
 
-impl Teller {
+impl EventSink {
     /// For a guest of the same worker.
     pub fn of(&self, guest: Vmid) -> Self {
         Self { sender: self.sender.clone(), guest: Some(guest), rested_at: Instant::now(), left_out: 0 }
     }
 
     /// Tells it if there is room. Never waits.
-    pub fn tell(&mut self, kind: EventKind) {
+    pub fn emit(&mut self, kind: EventKind) {
         let now = Instant::now();
         let rested_at = self.rested_at.max(now) + INTERVAL;
         if rested_at > now + INTERVAL * BURST {
@@ -101,4 +102,12 @@ impl Teller {
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.left_out += 1,
         }
     }
+}
+
+/// What a panic says.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a text")
+        .into()
 }

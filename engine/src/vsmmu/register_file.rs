@@ -39,8 +39,8 @@ pub struct ControlPage<'a> {
 
 /// The register pages, wherever they are.
 #[derive(Clone, Debug)]
-pub(crate) struct Pages {
-    /// Pages 0 and 1.
+pub(crate) struct RegisterFile {
+    /// RegisterFile 0 and 1.
     pub frame: RegisterWords,
     /// The control pages.
     pub control: RegisterWords,
@@ -51,7 +51,7 @@ pub(crate) struct Pages {
     pub control_traps: bool,
 }
 
-impl Pages {
+impl RegisterFile {
     pub fn new(front_end: FrontEnd, features: &Features) -> Result<Self, ConfigError> {
         let control_len = features.control_pages() * CONTROL_PAGE_SIZE;
         let private = |len: usize| SharedRegion::from_words(vec![0; len / 8]);
