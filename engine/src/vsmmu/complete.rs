@@ -54,7 +54,7 @@ impl State {
         };
         if let Some(error) = ring.history.take_error(sync.round) {
             self.counters.host_failures.add(1);
-            ring.consume_to(sync.at);
+            self.counters.commands.add(ring.consume_to(sync.at));
             self.forget(number);
             return self.stop(number, error);
         }
@@ -108,9 +108,13 @@ impl State {
         self.call(Call::CmdSync);
     }
 
-    /// Tells every queue that a synchronisation failed, once, also while the guest is paused. CMD_SYNCs that are complete have been
-    /// completed.
+    /// Tells every queue that a synchronisation failed, once, also while the guest is paused. CMD_SYNCs of rounds before it are completed
+    /// first.
     pub fn on_sync_failed(&mut self, round: u64, Failure { cause, command }: Failure, ready: &mut Ready) {
+        if !self.paused && !self.quarantined {
+            self.complete_syncs(round - 1, ready);
+            self.serving = None;
+        }
         let ours = command.is_none_or(|command| self.rules.is_ours(&self.streams, command));
         for number in 0..self.queues.len() {
             let Some(ring) = &mut self.queues[number].ring else { continue };

@@ -48,8 +48,9 @@ impl State {
             busy |= self.take_all(to, allowance, ready);
         }
         self.serving = None;
-        let again = !ready.is_empty() || self.invalidating.is_some();
         let waits_for = self.syncs.front().map_or(u64::MAX, |sync| sync.round);
+        // What is over and has not been completed waits for room for calls of the VMM's code, which are made before the next visit.
+        let again = !ready.is_empty() || self.invalidating.is_some() || to.is_over(waits_for);
         Visit { busy, again, news, waits_for, left: false }
     }
 

@@ -218,8 +218,13 @@ impl GuestQueue {
     /// Its state, unless it is that after reset.
     fn save(&self, number: u32, active: u32, features: &Features) -> Option<QueueState> {
         // A panic of one process is none of another.
-        let Self { registers: QueueRegisters { words, base, cons, .. }, control: _, ring, quarantined: _ } =
-            self;
+        let Self {
+            registers: QueueRegisters { words, base, cons, .. },
+            control: _,
+            ring,
+            order: _,
+            quarantined: _,
+        } = self;
         let register = words.load_u64(*base, Relaxed) & QUEUE_BASE;
         let (base, cons, blame) = match ring {
             Some(ring) => {

@@ -164,13 +164,7 @@ fn a_queue_that_is_enabled_again_takes_its_cmd_sync_again() {
         assert_eq!((queue.cons_word(), rig.guests[0].u32_at(WORD)), (0x8000_0001, 0), "and waits again");
         rig.host.finish(1);
         rig.poll_times(3);
-        assert_eq!(
-            (queue.cons_word(), rig.guests[0].u32_at(WORD)),
-            (0x8000_0001, 0),
-            "for what it sent again"
-        );
-        rig.host.finish(2);
-        rig.poll_times(3);
+        // That ticket covers all that was sent before the CMD_SYNC was taken again.
         assert_eq!((queue.cons_word(), rig.guests[0].u32_at(WORD)), (0x8000_0003, 9));
         assert_eq!(*rig.host.received(), [1, 2, 2].map(|asid| host_asid(7, asid)), "and what is behind it");
     }

@@ -87,3 +87,16 @@ fn a_ring_full_of_commands_each_with_its_cmd_sync_is_taken_once_and_in_order() {
     assert_eq!((yard.cons(), yard.rig.guests[0].stats.read().syncs), (2 * ALL as u32, ALL));
     assert_eq!(yard.received(), (0..ALL).map(|n| host_asid(1, n)).collect::<Vec<_>>());
 }
+
+/// Of those that a visit notes for the VMM there may be 64.
+#[test]
+fn more_cmd_syncs_that_are_told_by_interrupt_than_one_visit_tells_of_complete_all_the_same() {
+    let mut yard = Yard::new(9);
+    yard.send(&(0..200).map(msi).collect::<Vec<_>>());
+    yard.rig.poll_times(20);
+    assert_eq!(yard.msis(), (0..200).map(|n| (n, n + 1)).collect::<Vec<_>>(), "with nothing to wait for");
+    yard.send(&[vec![nh_asid(1)], (0..200).map(msi).collect()].concat());
+    yard.finish(1);
+    yard.rig.poll_times(20);
+    assert_eq!(yard.msis()[200..], (0..200).map(|n| (n, n + 202)).collect::<Vec<_>>(), "one round");
+}

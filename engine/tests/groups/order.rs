@@ -132,3 +132,20 @@ fn what_is_sent_again_after_a_transient_failure_is_behind_a_synchronisation_that
         assert_eq!((yard.cons(), yard.error()), (sent as u32, None));
     }
 }
+
+#[test]
+fn a_queue_that_is_enabled_again_keeps_the_order_of_what_it_sent_before() {
+    let (mut yard, mut ecmdq) = Yard::with_ecmdq();
+    ecmdq.send(&[nh_asid(9), sync()]);
+    yard.rig.poll();
+    yard.send(&[cfgi_cd(STREAM), sync()]);
+    assert_eq!(yard.rig.host.covers(), [1], "CMD_SYNCs gather");
+    yard.rig.guests[0].stop();
+    yard.rig.poll_times(2);
+    yard.rig.guests[0].write(CR0, CMDQEN | SMMUEN);
+    yard.send(&[nh_asid(1), sync()]);
+    let [cfgi, tlbi, _] = host_three();
+    assert_eq!(yard.received(), [host_asid(1, 9), cfgi, tlbi]);
+    yard.finish_all();
+    assert_eq!((yard.cons(), yard.rig.host.covers()), (4, vec![1, 2, 3]));
+}

@@ -1,6 +1,6 @@
 //! What stops a queue while several of its CMD_SYNCs are under way: a failure of the host, commands that must wait, memory that goes.
 
-use ecmdq_engine::host::Cause::AtcTimeout;
+use ecmdq_engine::host::Cause::{AtcTimeout, Transient};
 
 use crate::common::*;
 use crate::support::*;
@@ -77,4 +77,24 @@ fn cmd_syncs_under_way_complete_when_the_memory_of_their_queue_has_gone() {
         assert_eq!((yard.error(), yard.cons(), yard.received().len()), (None, 6, 3));
         assert_eq!(yard.msis(), [(1, 2), (2, 4), (3, 6)]);
     }
+}
+
+#[test]
+fn a_cmd_sync_that_has_completed_is_told_though_the_next_round_failed_meanwhile() {
+    let mut yard = Yard::new(4);
+    yard.send(&three());
+    yard.rig.host.fail(2, Transient);
+    yard.rig.poll_times(2);
+    assert_eq!((yard.msis(), yard.error()), (vec![(1, 2)], None));
+    assert!((2..=3).contains(&yard.cons()), "between the first and the second");
+}
+
+#[test]
+fn all_commands_that_cons_has_passed_are_counted_when_the_second_cmd_sync_fails() {
+    let mut yard = Yard::new(4);
+    yard.send(&[cfgi_cd(STREAM), sync(), atc_inv(STREAM), sync()]);
+    yard.rig.host.fail(2, AtcTimeout);
+    yard.rig.poll_times(2);
+    assert_eq!((yard.cons(), yard.error()), (3, Some(CERROR_ATC_INV_SYNC)));
+    assert_eq!(yard.rig.guests[0].stats.read().commands, 3);
 }

@@ -48,6 +48,8 @@ pub(super) struct GuestQueue {
     pub control: Control,
     /// `None` while it is disabled.
     pub ring: Option<Ring>,
+    /// What the host may still be to synchronise of what was under way when the queue was disabled.
+    pub(super) order: Order,
     /// It was being served when something panicked: nothing is taken from it until a reset.
     pub quarantined: bool,
 }
@@ -124,7 +126,7 @@ impl QueueRegisters {
 impl GuestQueue {
     /// A queue whose registers are there, disabled.
     pub fn new(registers: QueueRegisters, control: Control) -> Self {
-        Self { registers, control, ring: None, quarantined: false }
+        Self { registers, control, ring: None, order: Order::default(), quarantined: false }
     }
 
     /// The bits of CONS above the index.
@@ -166,6 +168,7 @@ impl GuestQueue {
         }
         let mut ring = Ring::new(base, cons, features, self.registers.clone());
         ring.find_memory(ram);
+        ring.order = std::mem::take(&mut self.order);
         self.ring = Some(ring);
         // The bits of CONS that the index does not have read as zero; an error that is active keeps its code.
         self.publish();
@@ -174,7 +177,7 @@ impl GuestQueue {
     /// Disables the queue: nothing more is taken, and what is on its way is forgotten. CONS points at it still.
     pub fn disable(&mut self) {
         self.publish();
-        self.ring = None;
+        self.order = self.ring.take().map(|ring| ring.order).unwrap_or_default();
     }
 
     /// What an ECMDQ's PROD asks for besides commands.
@@ -228,7 +231,8 @@ impl GuestQueue {
     pub fn forget(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.consumer.forget();
-            (ring.syncs, ring.held, ring.order) = (0, false, Order::UNKNOWN);
+            ring.order = if ring.syncs > 0 { Order::UNKNOWN } else { Order::default() };
+            (ring.syncs, ring.held) = (0, false);
         }
     }
 }
