@@ -72,13 +72,14 @@ impl State {
         self.counters.syncs.add(n);
         ring.syncs -= n as u32;
         let next = if ring.syncs == 0 { ring.taken() } else { ring.behind(at) };
-        let held = ring.syncs == 0 && std::mem::take(&mut ring.held);
+        // What waited for CONS goes on, and so may a PROD that was too far ahead of it.
+        let goes_on = ring.syncs == 0 && std::mem::take(&mut ring.held) || ring.inconsistent;
         if is_irq(&sync) {
             self.pass_with_irq(number, next, sync.signal);
         } else {
             self.counters.commands.add(ring.consume_to(next));
         }
-        if held {
+        if goes_on {
             ready.push(number);
         }
     }

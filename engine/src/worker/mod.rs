@@ -434,8 +434,9 @@ impl<H: HostQueue> Worker<H> {
         let Self { shared, attachments, events, .. } = self;
         match std::mem::replace(&mut self.serving, Serving::Nobody) {
             Serving::Guest(number) => {
-                let guest = &attachments[number].guest;
+                let Attachment { guest, missed, .. } = &mut attachments[number];
                 attachment::quarantined(guest, events, guest.quarantine(), &*panic);
+                *missed = true;
             }
             Serving::OwnHost(number) => {
                 attachments[number].own.iter_mut().for_each(|host| host.give_up(&*panic));
@@ -443,8 +444,9 @@ impl<H: HostQueue> Worker<H> {
             Serving::Host => shared.iter_mut().for_each(|host| host.give_up(&*panic)),
             Serving::Nobody => resume_unwind(panic),
         }
-        // Whose turn it was is not known any more.
+        // Whose turn it was, and who has been told of a failure, is not known any more.
         self.give_everybody_a_turn();
+        self.missed = true;
         self.busy = true;
     }
 

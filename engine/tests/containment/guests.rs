@@ -5,8 +5,9 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::{Duration, Instant};
 
+use ecmdq_engine::host::Cause;
 use ecmdq_engine::memory::GuestRam;
-use ecmdq_engine::{Command, CommandError, EventKind, Vmid};
+use ecmdq_engine::{Command, CommandError, Event, EventKind, Vmid};
 use ecmdq_ring::SharedRegion;
 use vm_memory::GuestAddress;
 
@@ -37,6 +38,42 @@ impl GuestRam for Removable {
     }
 
     fn refresh(&mut self) {}
+}
+
+/// Memory in which every look for a ring panics.
+struct Panicking;
+
+impl GuestRam for Panicking {
+    fn region(&self, _: GuestAddress, _: usize) -> Option<SharedRegion> {
+        panic!("a look at memory panics {ON_PURPOSE}");
+    }
+
+    fn store_u32(&self, _: GuestAddress, _: u32) -> bool {
+        false
+    }
+
+    fn refresh(&mut self) {}
+}
+
+#[test]
+fn a_panic_in_the_sweep_that_learns_of_a_failure_of_the_host_keeps_it_from_nobody() {
+    quiet_panics();
+    let mut rig = Rig::new(0, 4, Script::default());
+    let (bad, smmu) = Guest::new(Setup { ram: Some(Box::new(Panicking)), ..setup(1) });
+    rig.worker.attach(smmu).unwrap();
+    rig.guests.push(bad);
+    rig.add(setup(2), 4);
+    rig.poll_times(3);
+    rig.guests[1].send(&[nh_asid(1), sync()]);
+    rig.poll_times(2);
+    rig.host.fail(1, Cause::Illegal);
+    rig.guests[0].write(CR0, CMDQEN);
+    rig.poll_times(3);
+    let quarantined = |event: Event| matches!(event.kind, EventKind::Quarantined { .. });
+    assert!(rig.worker.events().try_iter().any(quarantined));
+    rig.host.finish_all();
+    rig.poll_times(3);
+    assert_eq!((rig.guests[1].error(), rig.cons(1)), (Some(CERROR_ILL), 1));
 }
 
 #[test]

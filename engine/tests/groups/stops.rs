@@ -2,6 +2,7 @@
 
 use ecmdq_engine::host::Cause::{AtcTimeout, Transient};
 
+use crate::common::reg::CMDQ_PROD;
 use crate::common::*;
 use crate::support::*;
 
@@ -97,4 +98,18 @@ fn all_commands_that_cons_has_passed_are_counted_when_the_second_cmd_sync_fails(
     yard.rig.poll_times(2);
     assert_eq!((yard.cons(), yard.error()), (3, Some(CERROR_ATC_INV_SYNC)));
     assert_eq!(yard.rig.guests[0].stats.read().commands, 3);
+}
+
+/// PROD is further from CONS than the ring is long, until a CMD_SYNC that is under way completes.
+#[test]
+fn commands_of_a_doorbell_that_came_too_early_are_taken_when_cons_has_caught_up() {
+    let mut yard = Yard::new(2);
+    yard.send(&[nh_asid(1), sync(), nh_asid(2), nh_asid(3)]);
+    yard.rig.guests[0].put(4, nh_asid(4));
+    yard.rig.guests[0].write(CMDQ_PROD, 6);
+    yard.rig.poll_times(3);
+    let stats = yard.rig.guests[0].stats.read();
+    assert_eq!((yard.cons(), stats.inconsistent, yard.received().len()), (1, 1, 3));
+    yard.finish_all();
+    assert_eq!((yard.cons(), yard.received()[3]), (6, host_asid(1, 4)));
 }
