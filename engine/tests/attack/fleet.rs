@@ -15,7 +15,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::guest::Guest;
 use crate::hosts::{self, Host, Status};
-use crate::world::{Actor, Random, World, count};
+use crate::random::Random;
+use crate::world::{Actor, World, count};
 
 /// Where a guest is, and what its VMM keeps of it.
 #[derive(Debug, Default)]

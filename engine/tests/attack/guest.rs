@@ -24,7 +24,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::fleet::Placement;
 use crate::hostile::OWN;
 use crate::hosts::Status;
-use crate::world::{Faults, Random};
+use crate::random::Random;
+use crate::world::Faults;
 
 pub const RAM: u64 = 0x4000_0000;
 const RAM_SIZE: usize = 0x4_0000;

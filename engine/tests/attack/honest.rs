@@ -10,7 +10,8 @@ use ecmdq_engine::{Command, Opcode};
 
 use crate::guest::{Guest, MSIS, Machine, RAM, RING_SIZE};
 use crate::judge::{Canaries, Tx};
-use crate::world::{Actor, Random, World, count};
+use crate::random::Random;
+use crate::world::{Actor, World, count};
 
 pub const CR0: usize = 0x20;
 const CR0ACK: usize = 0x24;

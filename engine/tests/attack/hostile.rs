@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::guest::{FRAME, Guest, HOLE, Machine, RAM, READ_ONLY, RING_SIZE};
 use crate::honest::{CONS, CR0, EN, ERR, GERROR, GERRORN, PROD};
-use crate::world::{Actor, Random, World};
+use crate::random::Random;
+use crate::world::{Actor, World};
 
 /// First words that are legal with some second word, and a few that never are.
 const LOW: [u64; 16] = [

@@ -15,8 +15,9 @@ use ecmdq_engine::{Command, CommandError, Opcode, Waker};
 
 use crate::guest::Guest;
 use crate::kernel::Kernel;
+use crate::random::Random;
 use crate::start;
-use crate::world::{Actor, Faults, Random, World, count};
+use crate::world::{Actor, Faults, World, count};
 
 /// What is known of a host queue beside it.
 #[derive(Debug)]

@@ -6,7 +6,8 @@ use ecmdq_engine::host::model::{AtcEntry, ConfigEntry, Entry, Granule, TlbEntry}
 use ecmdq_engine::{Command, Vmid};
 
 use crate::guest::{Guest, MSIS, RAM, STREAMS};
-use crate::world::{Random, World, count};
+use crate::random::Random;
+use crate::world::{World, count};
 
 /// Commands up to a CMD_SYNC, and what they name. No two name the same, so that one that comes late does no harm.
 pub struct Tx {

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use crate::guest::Guest;
 use crate::hosts::Status;
-use crate::world::{Random, World};
+use crate::random::Random;
+use crate::world::World;
 
 /// Calls that succeed between two troubles: the executor counts how often nothing gets done.
 const PEACE: u32 = 8;

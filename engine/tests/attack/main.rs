@@ -27,6 +27,8 @@ mod hosts;
 mod judge;
 mod kernel;
 mod meddler;
+#[path = "../common/random.rs"]
+mod random;
 mod steward;
 mod world;
 

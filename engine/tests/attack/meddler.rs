@@ -7,7 +7,8 @@ use std::time::Duration;
 use ecmdq_engine::{EventKind, StatsReader};
 
 use crate::guest::{Guest, ON_PURPOSE};
-use crate::world::{Actor, Random, World, count};
+use crate::random::Random;
+use crate::world::{Actor, World, count};
 
 pub fn run(world: &Arc<World>, actor: &Actor) {
     let mut random = actor.random();

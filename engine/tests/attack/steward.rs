@@ -9,7 +9,8 @@ use ecmdq_engine::{Snapshot, VirtualSmmu};
 
 use crate::fleet::{self, Crew, Fleet, Placement};
 use crate::guest::{Guest, Machine};
-use crate::world::{Actor, Random, World, count};
+use crate::random::Random;
+use crate::world::{Actor, World, count};
 
 /// A thread of the VMM. `workers` says that it looks after the workers, too.
 pub fn run(world: &Arc<World>, actor: &Actor, workers: bool) {

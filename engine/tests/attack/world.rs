@@ -15,40 +15,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::fleet::Fleet;
 use crate::guest::{self, Guest};
+use crate::random::Random;
 
 /// What an actor remembers of what it did.
 const LOG: usize = 24;
-
-/// Numbers without a pattern, the same ones for the same seed.
-#[derive(Debug)]
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// SplitMix64.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    pub fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    pub fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len())]
-    }
-}
 
 /// Faults of one kind that hosts were given: one that has begun and has not ended may be told to anybody whom it concerns.
 #[derive(Debug, Default)]

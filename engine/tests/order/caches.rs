@@ -4,7 +4,7 @@
 use ecmdq_engine::Command;
 
 use crate::claims::{AtcEntry, Claim, Promised};
-use crate::random::Random;
+use crate::common::Random;
 use crate::tables::{
     CONTEXTS, CONTEXTS_OF_CPU, CPUS, Cd, PAGES, SPACES, SPACES_OF_CPU, SUBSTREAMS, Tables, Time,
 };
@@ -121,7 +121,7 @@ impl Caches {
         }
     }
 
-    /// Carries a command out, by the host's names or the guest's, which are the same but for VMIDs (facts sheet, section 1.2).
+    /// Carries a command out, by the host's names or the guest's, which are the same but for VMIDs (IHI 0070, chapter 4).
     pub fn execute(&mut self, command: Command) {
         let stream = command.stream() as usize * SUBSTREAMS;
         let substream = command.bits(0, 31, 12) as usize;

@@ -1,4 +1,4 @@
-//! Commands of the guest spelled out (facts sheet, section 1.2).
+//! Commands of the guest spelled out (IHI 0070, chapter 4).
 
 use ecmdq_engine::Command;
 

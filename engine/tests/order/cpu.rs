@@ -9,7 +9,7 @@ use ecmdq_engine::Command;
 
 use crate::claims::Claim;
 use crate::commands::*;
-use crate::random::Random;
+use crate::common::Random;
 use crate::tables::{CONTEXTS_OF_CPU, PAGES, SPACES_OF_CPU, Tables};
 
 pub struct Cpu {

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use ecmdq_engine::Command;
 use ecmdq_engine::host::{HostQueue, Ticket};
 
+use crate::common::Random;
 use crate::host::{Host, rank};
-use crate::random::Random;
 use crate::run::{Driver, QUEUES};
 
 /// Whether a command of one rank needs a synchronisation of the host in front of it, when one of another stands before a CMD_SYNC.

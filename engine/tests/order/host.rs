@@ -9,7 +9,7 @@ use ecmdq_engine::Command;
 use ecmdq_engine::host::{HostQueue, Ticket};
 
 use crate::caches::Caches;
-use crate::random::Random;
+use crate::common::Random;
 
 /// A handle to the queue; clones share it.
 #[derive(Clone)]

@@ -21,19 +21,19 @@ mod cpu;
 mod direct;
 mod engine;
 mod host;
-mod random;
 mod run;
+mod settings;
 mod tables;
 
+use common::Random;
 use direct::{Ahead, Rule, Waiting};
 use engine::Engine;
 use host::Host;
-use random::Random;
 use run::{Driver, run};
 
 /// Nothing is stale behind this driver.
 fn holds<D: Driver>(what: &str, driver: impl FnOnce(Host, Random) -> D) {
-    let (seed, commands) = (random::seed(), random::commands());
+    let (seed, commands) = (settings::seed(), settings::commands());
     println!("ECMDQ_SEED={seed} ECMDQ_ORDER_COMMANDS={commands}");
     let outcome = run(what, seed, commands, driver);
     if let Some((stale, after)) = outcome.stale {
@@ -74,7 +74,7 @@ fn a_driver_that_keeps_less_apart_is_found_out() {
     ];
     for (what, rule) in rules {
         let outcome =
-            run(what, random::seed(), random::COMMANDS, |host, random| Ahead::new(host, random, rule));
+            run(what, settings::seed(), settings::COMMANDS, |host, random| Ahead::new(host, random, rule));
         assert!(outcome.stale.is_some(), "{what}: nothing was found");
     }
 }

@@ -9,9 +9,9 @@ use ecmdq_engine::Command;
 
 use crate::caches::Caches;
 use crate::claims::Claim;
+use crate::common::Random;
 use crate::cpu::Cpu;
 use crate::host::Host;
-use crate::random::Random;
 use crate::tables::CPUS;
 
 /// A CMDQ and two ECMDQs, each with two CPUs.

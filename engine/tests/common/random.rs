@@ -1,7 +1,5 @@
-//! Numbers without a pattern, the same ones for the same seed; and how long a test is.
-
-use std::env;
-use std::hash::{BuildHasher, RandomState};
+//! Numbers without a pattern, the same ones for the same seed.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
@@ -12,7 +10,7 @@ impl Random {
         Self(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -42,22 +40,4 @@ impl Random {
     pub fn fork(&mut self) -> Self {
         Self(self.next())
     }
-}
-
-/// `ECMDQ_SEED`: fixed, unless it is `random` or a number.
-pub fn seed() -> u64 {
-    match env::var("ECMDQ_SEED").as_deref() {
-        Err(_) => 0x5eed,
-        Ok("random") => RandomState::new().hash_one(0),
-        Ok(seed) => seed.parse().expect("ECMDQ_SEED is `random` or a number"),
-    }
-}
-
-/// How many commands a guest sends, unless it is told otherwise: in these, whatever is kept apart too little must show.
-pub const COMMANDS: u64 = 300_000;
-
-/// `ECMDQ_ORDER_COMMANDS`: how many commands a guest sends.
-pub fn commands() -> u64 {
-    let commands = env::var("ECMDQ_ORDER_COMMANDS");
-    commands.map_or(COMMANDS, |commands| commands.parse().expect("ECMDQ_ORDER_COMMANDS is a number"))
 }
