@@ -54,7 +54,7 @@ impl Outbox {
     /// Whether the room is enough for a few, or for the longest that one command can become.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        self.commands.len() - self.end >= MIN_BATCH.max(MAX_EXPANSION) && self.barriers.len() < BARRIERS
+        self.commands.len() - self.end >= MIN_BATCH.max(MAX_EXPANSION) && self.has_barrier()
     }
 
     /// The room for further commands.

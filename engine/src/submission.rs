@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::command::Command;
 use crate::events::panic_message;
 use crate::host::{Cause, Failure, HostQueue, Identities, Ticket};
-use crate::outbox::{BARRIERS, BATCH, Outbox};
+use crate::outbox::{BARRIERS, BATCH, Outbox, Part};
 use crate::sleep::Waker;
 
 /// Tickets that may be outstanding at the most, which only synchronisations for the order of commands come to.
@@ -210,10 +210,15 @@ impl<H: HostQueue> Submission<H> {
     /// it has completed that, CMD_SYNCs gather, and share the next one.
     #[inline]
     pub fn hand_over(&mut self) {
+        self.hand_over_if(Self::is_idle);
+    }
+
+    #[inline]
+    fn hand_over_if(&mut self, is_idle: impl FnOnce(&mut Self) -> bool) {
         if self.out.is_due() || !self.out.is_empty() {
             // With nothing submitted since, the ticket before is shared.
             let shares = self.out.is_empty() && self.synchronised == self.handed_over;
-            let ends = self.out.is_due() && (shares || self.is_idle());
+            let ends = self.out.is_due() && (shares || is_idle(self));
             self.hand_over_parts(ends);
         }
     }
@@ -242,29 +247,20 @@ impl<H: HostQueue> Submission<H> {
             return;
         }
         loop {
-            let part = self.out.part(ends);
+            let Part { commands, round } = self.out.part(ends);
             // A round that ends in the middle must have its ticket, however many are outstanding already.
-            let Some(round) = part.round.filter(|_| self.asked.len() < OUTSTANDING) else {
-                let all = part.commands.len();
-                let taken = if all > 0 { self.host.submit(part.commands).min(all) } else { 0 };
-                self.handed_over += taken as u64;
-                self.out.taken(taken, false);
-                break;
+            let round = round.filter(|_| self.asked.len() < OUTSTANDING);
+            let (taken, ticket) = match round {
+                Some(_) => self.host.submit_and_sync(commands),
+                None if commands.is_empty() => break,
+                None => (self.host.submit(commands), None),
             };
-            let all = part.commands.len();
-            let (taken, ticket) = self.host.submit_and_sync(part.commands);
-            self.handed_over += taken.min(all) as u64;
-            self.out.taken(taken.min(all), ticket.is_some());
-            match ticket {
-                Some(ticket) => {
-                    self.asked.push_back((round, ticket));
-                    self.synchronised = self.handed_over;
-                }
-                None => break,
-            }
-            if self.out.is_empty() && !self.out.is_due() {
-                return;
-            }
+            let taken = taken.min(commands.len());
+            self.handed_over += taken as u64;
+            self.out.taken(taken, ticket.is_some());
+            let Some(asked) = round.zip(ticket) else { break };
+            self.asked.push_back(asked);
+            self.synchronised = self.handed_over;
         }
         self.out.compact();
     }
@@ -275,7 +271,8 @@ impl<H: HostQueue> Submission<H> {
         if look {
             self.look();
         }
-        self.hand_over();
+        // What the host has reached has been seen.
+        self.hand_over_if(|to| to.asked.is_empty());
         self.gathers = self.out.is_due();
         self.blocked = self.gathers && !self.out.is_empty();
     }

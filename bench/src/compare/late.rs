@@ -11,7 +11,7 @@ use ecmdq_engine::host::{Failure, HostQueue, Ticket};
 use super::host::{Counts, Inline};
 
 /// An [`Inline`] host that tells of a ticket when its CMD_SYNC has taken its time, one after another, as an SMMU does: nothing
-/// behind a CMD_SYNC begins before it has completed (facts sheet, section 3.4). Nobody works or waits for that: the clock is looked at
+/// behind a CMD_SYNC begins before it has completed (IHI 0070 §4.7.3). Nobody works or waits for that: the clock is looked at
 /// when the worker asks.
 #[derive(Debug)]
 pub struct Late {

@@ -1,4 +1,4 @@
-//! What was waited for has come to pass: CMD_SYNCs that the host has completed, commands that the VMM has carried out.
+//! Completes what queues wait for: CMD_SYNCs that the host has completed, commands that the VMM has carried out.
 //!
 //! CONS passes a CMD_SYNC, and only then its MSI is written. CMD_SYNCs of one queue complete in their order.
 
@@ -112,7 +112,7 @@ impl State {
     /// Tells every queue that a synchronisation failed, once, also while the guest is paused. CMD_SYNCs of rounds before it are completed
     /// first.
     pub fn on_sync_failed(&mut self, round: u64, Failure { cause, command }: Failure, ready: &mut Ready) {
-        if !self.paused && !self.quarantined {
+        if self.is_served() {
             self.complete_syncs(round - 1, ready);
             self.serving = None;
         }

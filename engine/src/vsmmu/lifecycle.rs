@@ -1,14 +1,31 @@
 //! Pausing, resetting, and a memory map that changes.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use super::VirtualSmmu;
 use super::state::State;
-use crate::command::{Command, Opcode, Rank};
+use crate::command::{Command, Opcode};
 use crate::host::HostQueue;
 use crate::identity::HostStreamId;
 use crate::outbox::{MIN_BATCH, Outbox};
 use crate::submission::Submission;
+
+/// What is invalidated next of all that a guest may have cached on the host: each is filled from what is in front of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Invalidation {
+    /// The CDs of its streams, from this slot of the stream map on.
+    Cds(usize),
+    /// Its TLB entries.
+    Translations,
+    /// The ATC entries of its streams, from this slot on.
+    Atcs(usize),
+}
+
+impl Invalidation {
+    pub const FIRST: Self = Self::Cds(0);
+}
 
 /// The virtual SMMU must be paused for this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -51,8 +68,8 @@ impl State {
         self.looks = true;
     }
 
-    /// Invalidates all that the guest may have cached on the host: the CDs of its streams, then its TLB entries, then the ATC entries of its
-    /// streams, each behind a synchronisation, since each is filled from what is in front of it. Says whether there was room for a part of it.
+    /// Invalidates all that the guest may have cached on the host, part after part, with a synchronisation between two kinds. Says whether there
+    /// was room for a part of it.
     pub(super) fn invalidate<H: HostQueue>(&mut self, to: &mut Submission<H>) -> bool {
         let mut any = false;
         while let Some(part) = self.invalidating
@@ -64,43 +81,48 @@ impl State {
         any
     }
 
-    fn invalidate_part(&mut self, part: usize, out: &mut Outbox) {
-        let slots = self.streams.slots();
-        // The streams in parts, all TLB entries in one, and the streams once more.
-        let (rank, first, most) = match part.checked_sub(slots) {
-            None => (Rank::Configuration, part, MIN_BATCH),
-            Some(0) => (Rank::Translation, 0, 1),
-            Some(part) => (Rank::Atc, part - 1, MIN_BATCH / 2),
-        };
-        if rank != Rank::Configuration && first == 0 {
+    fn invalidate_part(&mut self, part: Invalidation, out: &mut Outbox) {
+        if matches!(part, Invalidation::Translations | Invalidation::Atcs(0)) {
             out.barrier();
         }
-        let all = |opcode, stream| self.rules.host_all(opcode, stream);
-        let streams = (first..slots.min(first + most)).filter_map(|slot| self.streams.at(slot));
-        let hosts = streams.map(|(guest, host)| self.rules.name(guest, host));
-        let mut n = 0;
+        let Self { rules, streams, .. } = self;
+        let slots = streams.slots();
+        let hosts = |part: Range<usize>| {
+            let owned = part.filter_map(|slot| streams.at(slot));
+            owned.map(|(guest, host)| rules.name(guest, host))
+        };
+        let (mut n, room) = (0, out.room());
         let mut write = |command: Option<Command>| {
-            if let (Some(command), Some(room)) = (command, out.room().get_mut(n)) {
+            if let (Some(command), Some(room)) = (command, room.get_mut(n)) {
                 *room = command;
                 n += 1;
             }
         };
-        match rank {
-            Rank::Translation => write(all(Opcode::TLBI_NSNH_ALL, HostStreamId(0))),
-            Rank::Configuration | Rank::ConfigurationTable | Rank::TranslationTable => {
-                hosts.for_each(|host| write(all(Opcode::CFGI_CD_ALL, host)));
+        let next = match part {
+            Invalidation::Cds(first) => {
+                let end = slots.min(first + MIN_BATCH);
+                hosts(first..end).for_each(|host| write(rules.host_all(Opcode::CFGI_CD_ALL, host)));
+                Some(if end < slots { Invalidation::Cds(end) } else { Invalidation::Translations })
             }
-            Rank::Atc => hosts.for_each(|host| {
-                write(all(Opcode::ATC_INV, host));
-                write(self.rules.atc_inv_pasids(host));
-            }),
-        }
+            Invalidation::Translations => {
+                write(rules.host_all(Opcode::TLBI_NSNH_ALL, HostStreamId(0)));
+                (slots > 0).then_some(Invalidation::Atcs(0))
+            }
+            Invalidation::Atcs(first) => {
+                // Two commands each.
+                let end = slots.min(first + MIN_BATCH / 2);
+                hosts(first..end).for_each(|host| {
+                    write(rules.host_all(Opcode::ATC_INV, host));
+                    write(rules.atc_inv_pasids(host));
+                });
+                (end < slots).then_some(Invalidation::Atcs(end))
+            }
+        };
         out.keep(n);
+        let atc_invs = matches!(part, Invalidation::Atcs(_)) && n > 0;
         let rings = self.queues.iter_mut().filter_map(|queue| queue.ring.as_mut());
-        rings.for_each(|ring| ring.history.sent(out.round(), rank == Rank::Atc && n > 0));
+        rings.for_each(|ring| ring.history.sent(out.round(), atc_invs));
         self.counters.forwarded.add(n);
-        let next = if rank == Rank::Translation { slots + 1 } else { part + most };
-        let next = if rank == Rank::Configuration { next.min(slots) } else { next };
-        self.invalidating = (next < 2 * slots + 1).then_some(next);
+        self.invalidating = next;
     }
 }

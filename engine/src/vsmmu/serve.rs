@@ -33,7 +33,7 @@ impl State {
         ready: &mut Ready,
         news: bool,
     ) -> Visit {
-        if self.paused || self.quarantined {
+        if !self.is_served() {
             // Whoever ends that has everything looked at.
             ready.clear();
             return Visit { waits_for: u64::MAX, ..Visit::default() };
@@ -102,12 +102,12 @@ impl State {
     pub fn leave<H: HostQueue>(&mut self, to: &mut Submission<H>, ready: &mut Ready) -> Visit {
         let mut busy = self.leaving.is_none();
         let round = *self.leaving.get_or_insert_with(|| to.sync());
-        if !self.paused && !self.quarantined {
+        if self.is_served() {
             busy |= self.complete_syncs(to.over(), ready);
             busy |= self.complete_requests(ready);
             self.serving = None;
         }
-        let left = to.is_over(round) && (self.paused || self.quarantined || self.calls.has_room());
+        let left = to.is_over(round) && (self.calls.has_room() || !self.is_served());
         if left {
             self.leaving = None;
             self.forget_all();

@@ -16,6 +16,7 @@ use ecmdq_ring::handshake::{EN, ERR, Handshake, REASON_SHIFT};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::lifecycle::Invalidation;
 use super::queue::{Control, GuestQueue, QueueRegisters, Ring, effective_base, effective_cons};
 use super::state::State;
 use super::{NotPaused, VirtualSmmu};
@@ -210,7 +211,7 @@ impl State {
                 slot.restore(queue, &self.features, &*self.ram);
             }
         }
-        self.invalidating = Some(0);
+        self.invalidating = Some(Invalidation::FIRST);
     }
 }
 

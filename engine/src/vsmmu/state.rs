@@ -12,6 +12,7 @@ use ecmdq_ring::handshake::Handshake;
 
 use super::calls::{Call, Callbacks, Calls};
 use super::complete::{PendingSync, SYNCS};
+use super::lifecycle::Invalidation;
 use super::queue::{Control, GuestQueue, QueueRegisters};
 use super::register_file::RegisterFile;
 use super::{Config, ConfigError};
@@ -82,7 +83,7 @@ pub(crate) struct State {
     /// It leaves its worker: the round that covers all that was taken.
     pub(super) leaving: Option<u64>,
     /// Where the invalidation of all that the guest may have cached on the host has got to, after a restore.
-    pub invalidating: Option<usize>,
+    pub(super) invalidating: Option<Invalidation>,
 }
 
 impl State {
@@ -166,7 +167,7 @@ impl State {
         (self.gbpa_pending, self.gbpa_untold) = (None, false);
         self.last_rejected = None;
         // From the beginning: the guest's streams may be others from now on.
-        self.invalidating = self.invalidating.map(|_| 0);
+        self.invalidating = self.invalidating.map(|_| Invalidation::FIRST);
         self.rules.set_smmu_enabled(false);
         self.pages.reset(&self.features);
     }
@@ -197,7 +198,13 @@ impl State {
     pub fn abandon(&mut self) {
         self.leaving = None;
         self.forget_all();
-        self.invalidating = Some(0);
+        self.invalidating = Some(Invalidation::FIRST);
+    }
+
+    /// Whether anything is done for the guest at all.
+    #[inline]
+    pub(super) fn is_served(&self) -> bool {
+        !self.paused && !self.quarantined
     }
 
     /// Notes a call of the VMM's code.

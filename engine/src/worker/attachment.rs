@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 use ecmdq_ring::SharedWord;
 
-use super::Serving;
+use super::sweep::Serving;
 use crate::events::{EventKind, EventSink, panic_message};
 use crate::host::HostQueue;
 use crate::share::{Allowance, Share};

@@ -84,7 +84,7 @@ impl Doorbells {
         self.active.iter_mut().filter(|active| **active > guest).for_each(|active| *active -= 1);
     }
 
-    /// One sweep: looks at the active ones, and at quiet ones. `rings` is told which have rung.
+    /// One sweep: looks at the active ones, and at quiet ones. Calls `rings` for each that has rung.
     #[inline]
     pub fn sweep(&mut self, looks: Looks, mut rings: impl FnMut(QueueId)) {
         self.sweep = self.sweep.wrapping_add(1);

@@ -239,7 +239,7 @@ impl GuestQueue {
 
 impl Ring {
     /// The ring that the BASE and CONS registers describe. ADDR is aligned down to the size of the ring, and
-    /// LOG2SIZE is capped (facts sheet, section 2.5).
+    /// LOG2SIZE is capped (IHI 0070 §6.3.26).
     pub fn new(base: u64, cons: u32, features: &Features, registers: QueueRegisters) -> Self {
         let size = size(base, features);
         let words = RingWords { slots: None, registers };
