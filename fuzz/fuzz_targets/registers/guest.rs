@@ -66,7 +66,8 @@ impl Interrupts for MsiPage {
 #[derive(Clone, Copy, Default)]
 struct Seen {
     cons: u32,
-    /// The commands of the guest that were on their way when CONS came to where it is: all that a CMD_SYNC there waits for.
+    /// The commands of the guest that were on their way before the sweep in which CONS came to where it is: a CMD_SYNC there
+    /// waits for those of its own queue. Some of that sweep's may be behind it.
     due: u64,
     /// The guest has written CONS where it must not: it says nothing any more.
     overwritten: bool,
@@ -206,9 +207,16 @@ impl Guest {
             let cons = self.load(at + 12) & INDEX;
             let mut seen = self.queues[queue];
             let moved = cons != seen.cons;
-            may_complete += u64::from((moved || seen.overwritten || seen.one_entry) && seen.due <= covered);
+            // The largest queue's distance is at least that of a smaller one.
+            let passed = u64::from(cons.wrapping_sub(seen.cons) & (2 << CMDQS) - 1);
+            may_complete += match seen.due <= covered {
+                true if seen.overwritten => 1 << CMDQS,
+                true if seen.one_entry => passed.max(1),
+                true => passed,
+                false => 0,
+            };
             if moved {
-                seen.due = now.forwarded;
+                seen.due = self.stats.forwarded;
             }
             if self.is_enabled(queue) && !seen.overwritten {
                 // Where the guest can write BASE at any time, it is known that there are no larger queues.
