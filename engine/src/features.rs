@@ -19,6 +19,8 @@ macro_rules! features {
             pub cmdqs: u8,
             /// log2 of the most records in the event queue (IDR1.EVENTQS).
             pub eventqs: u8,
+            /// log2 of the most requests in the page request queue (IDR1.PRIQS).
+            pub priqs: u8,
             /// Number of StreamID bits (IDR1.SIDSIZE).
             pub sid_bits: u8,
             /// Number of SubstreamID bits (IDR1.SSIDSIZE).
@@ -44,6 +46,7 @@ macro_rules! features {
                     },
                     cmdqs: field(1, 21, 5),
                     eventqs: field(1, 16, 5),
+                    priqs: field(1, 11, 5),
                     sid_bits: field(1, 0, 6),
                     ssid_bits: field(1, 6, 5),
                     oas: field(5, 0, 3),
@@ -61,7 +64,7 @@ macro_rules! features {
                 $(idr[$register] |= u32::from(self.$name) << $bit;)*
                 idr[0] |= (self.stall as u32) << 24;
                 idr[1] |= u32::from(self.sid_bits) | u32::from(self.ssid_bits) << 6;
-                idr[1] |= u32::from(self.eventqs) << 16 | u32::from(self.cmdqs) << 21;
+                idr[1] |= u32::from(self.priqs) << 11 | u32::from(self.eventqs) << 16 | u32::from(self.cmdqs) << 21;
                 idr[5] |= u32::from(self.oas);
                 idr
             }
@@ -73,6 +76,7 @@ macro_rules! features {
                     stall: StallModel::None,
                     cmdqs: 7,
                     eventqs: 7,
+                    priqs: 0,
                     sid_bits: 16,
                     ssid_bits: 0,
                     oas: 4,
@@ -195,6 +199,7 @@ impl Features {
             stall: StallModel::Supported,
             cmdqs: 19,
             eventqs: 19,
+            priqs: 19,
             sid_bits: 32,
             ssid_bits: 20,
             oas: 6,
@@ -224,6 +229,7 @@ impl Features {
                 "Linux refuses queues of up to 64 entries, the architecture ends at 2^19",
             ),
             ("EVENTQS", self.eventqs, 0, 19, ARCHITECTURE),
+            ("PRIQS", self.priqs, 0, 19, ARCHITECTURE),
             ("SIDSIZE", self.sid_bits, 0, 32, ARCHITECTURE),
             ("SSIDSIZE", self.ssid_bits, 0, 20, ARCHITECTURE),
             ("OAS", self.oas, 0, 7, "its encodings"),
@@ -249,6 +255,7 @@ impl Features {
             ("SSIDSIZE above 0", self.ssid_bits > 0, "S1P", self.s1p, "SubstreamIDs select stage 1 contexts"),
             ("VMID16", self.vmid16, "S2P", self.s2p, "VMIDs belong to stage 2"),
             ("PRI", self.pri, "ATS", self.ats, "page requests are part of ATS"),
+            ("PRIQS above 0", self.priqs > 0, "PRI", self.pri, "the queue is of page requests"),
             ("DPT", self.dpt, "ATS", self.ats, "it checks what ATS translated"),
             ("DS", self.ds, "RIL", self.ril, "its SCALE field is that of range invalidation"),
             ("D128", self.d128, "RIL", self.ril, "TTL128 is a field of range invalidation"),

@@ -128,6 +128,11 @@ impl StreamMap {
         self.table.get(guest.0).map(HostStreamId)
     }
 
+    /// The guest stream of a host stream. It takes as long as the map is large.
+    pub fn guest_of(&self, host: HostStreamId) -> Option<StreamId> {
+        self.owned(StreamConfig::All).find(|(_, mapped)| *mapped == host).map(|(guest, _)| guest)
+    }
+
     /// The streams that the guest owns among those of a configuration command, in no order. It takes as long as the map
     /// is large, however many streams the command names.
     pub fn owned(&self, config: StreamConfig) -> impl Iterator<Item = (StreamId, HostStreamId)> + '_ {

@@ -16,6 +16,13 @@ pub trait Interrupts: Send {
     /// The CMD_SYNC wire: an edge for each CMD_SYNC with CS=SIG_IRQ (facts sheet, section 1.11). Linux does not use it.
     fn cmd_sync(&mut self) {}
 
+    /// The event queue's wire: an edge when the queue is no longer empty (IHI 0070 §3.18.2).
+    fn event_queue(&mut self) {}
+
+    /// The page request queue's wire: an edge when the queue is no longer empty, or for each last request of a group
+    /// (IHI 0070 §6.3.36).
+    fn page_request_queue(&mut self) {}
+
     /// An MSI to an address that is not guest RAM, or that is RAM mapped read-only; false if there is nothing at that address, which the guest
     /// learns as an abort.
     fn msi(&mut self, address: GuestAddress, data: u32) -> bool {
@@ -40,6 +47,10 @@ pub struct EventfdInterrupts {
     pub gerror: Option<EventFd>,
     /// The CMD_SYNC wire. It costs a system call for each CMD_SYNC with CS=SIG_IRQ: leave it out for Linux.
     pub cmd_sync: Option<EventFd>,
+    /// The event queue's wire.
+    pub event_queue: Option<EventFd>,
+    /// The page request queue's wire.
+    pub page_request_queue: Option<EventFd>,
     /// Where MSIs beyond guest RAM go.
     pub msi: Option<MsiSink>,
 }
@@ -51,6 +62,14 @@ impl Interrupts for EventfdInterrupts {
 
     fn cmd_sync(&mut self) {
         pulse(self.cmd_sync.as_ref());
+    }
+
+    fn event_queue(&mut self) {
+        pulse(self.event_queue.as_ref());
+    }
+
+    fn page_request_queue(&mut self) {
+        pulse(self.page_request_queue.as_ref());
     }
 
     fn msi(&mut self, address: GuestAddress, data: u32) -> bool {
@@ -65,10 +84,12 @@ fn pulse(wire: Option<&EventFd>) {
 
 impl fmt::Debug for EventfdInterrupts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { gerror, cmd_sync, msi } = self;
+        let Self { gerror, cmd_sync, event_queue, page_request_queue, msi } = self;
         f.debug_struct("EventfdInterrupts")
             .field("gerror", gerror)
             .field("cmd_sync", cmd_sync)
+            .field("event_queue", event_queue)
+            .field("page_request_queue", page_request_queue)
             .field("msi", &msi.is_some())
             .finish()
     }

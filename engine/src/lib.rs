@@ -99,7 +99,8 @@ pub use sleep::{SleeperKind, Waker};
 pub use stats::Stats;
 pub use token::Token;
 pub use vsmmu::{
-    Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused, OnRequest,
-    RestoreError, Snapshot, SnapshotError, StatsReader, VirtualSmmu,
+    AutoResponse, Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused,
+    NotRecorded, OnRequest, PageRequestLost, RestoreError, Snapshot, SnapshotError, StatsReader, StreamIdOf,
+    VirtualSmmu,
 };
 pub use worker::{AttachError, Idle, Leaving, Nap, Running, Worker, WorkerHandle};

@@ -1,4 +1,4 @@
-//! Counters of a virtual SMMU, written by its worker alone and read by anyone.
+//! Counters of a virtual SMMU, written by whoever has its state locked and read by anyone.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The live counters: one writer, any number of readers, no ordering between counters.
+        /// The live counters: one writer at a time, any number of readers, no ordering between counters.
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
@@ -57,15 +57,19 @@ counters! {
     inconsistent,
     /// Batches taken from the guest.
     batches,
+    /// Records put into the event queue and the page request queue.
+    recorded,
+    /// Records that such a queue had no room or no memory for.
+    lost,
 }
 
-/// A counter with one writer.
+/// A counter with one writer at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self, n: usize) {
-        // Relaxed, and no read-modify-write: there is one writer, and readers need no order.
+        // Relaxed, and no read-modify-write: writers take turns, and readers need no order.
         self.0.store(self.0.load(Relaxed) + n as u64, Relaxed);
     }
 }

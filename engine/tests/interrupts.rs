@@ -275,7 +275,10 @@ fn eventfds_whose_counters_are_full_do_not_block_the_worker() {
 #[test]
 fn wires_that_are_not_there_are_not_missed() {
     let interrupts = EventfdInterrupts::default();
-    assert_eq!(format!("{interrupts:?}"), "EventfdInterrupts { gerror: None, cmd_sync: None, msi: false }");
+    assert_eq!(
+        format!("{interrupts:?}"),
+        "EventfdInterrupts { gerror: None, cmd_sync: None, event_queue: None, page_request_queue: None, msi: false }"
+    );
     let mut machine = Machine::new(Setup { interrupts: Box::new(interrupts), ..Setup::default() }).enabled(4);
     machine.guest.write(IRQ_CTRL, GERROR_IRQEN);
     machine.settle();

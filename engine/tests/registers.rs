@@ -82,10 +82,12 @@ fn everything_but_the_id_registers_is_zero_after_reset() {
 #[test]
 fn features_that_no_smmu_has_are_refused() {
     type Change = fn(&mut Features);
-    let cases: [(Change, &str); 19] = [
+    let cases: [(Change, &str); 21] = [
         (|f| f.cmdqs = 6, "CMDQS is 6, must be within 7 to 19: Linux refuses queues of up to 64 entries, "),
         (|f| f.cmdqs = 20, "CMDQS is 20, must be within 7 to 19: "),
         (|f| f.eventqs = 20, "EVENTQS is 20, must be within 0 to 19: "),
+        (|f| f.priqs = 20, "PRIQS is 20, must be within 0 to 19: "),
+        (|f| f.priqs = 1, "PRIQS above 0 without PRI: "),
         (|f| f.sid_bits = 33, "SIDSIZE is 33, must be within 0 to 32: "),
         (|f| f.ssid_bits = 21, "SSIDSIZE is 21, must be within 0 to 20: "),
         (|f| f.oas = 8, "OAS is 8, must be within 0 to 7: "),

@@ -16,8 +16,9 @@ use crate::token::Token;
 
 /// How many calls may be noted at once. A visit that has so many ends, and goes on when they have been made.
 const CAPACITY: usize = 64;
-/// The most that one step of a visit notes: requests of two registers, and an error that is told by MSI and wire, twice.
-const STEP: usize = 6;
+/// The most that one step of a visit notes: requests of two registers, and by MSI and wire an error, twice, and both output queues. The VMM's
+/// threads add, between two visits, that both of these have aborted.
+const STEP: usize = 10 + 4;
 
 /// Something of which the VMM is to be told.
 pub(super) enum Call {
@@ -29,6 +30,10 @@ pub(super) enum Call {
     Gerror,
     /// The CMD_SYNC wire.
     CmdSync,
+    /// The event queue's wire.
+    EventQueue,
+    /// The page request queue's wire.
+    PageRequestQueue,
 }
 
 /// The calls that one visit has noted, each with the queue that was being served. All memory is there from the start.
@@ -93,6 +98,8 @@ impl VirtualSmmu {
                     }
                     Call::Gerror => interrupts.gerror(),
                     Call::CmdSync => interrupts.cmd_sync(),
+                    Call::EventQueue => interrupts.event_queue(),
+                    Call::PageRequestQueue => interrupts.page_request_queue(),
                 }));
                 if let Err(panic) = made {
                     panicked(self.0.control(|state| state.quarantine(queue)), &*panic);

@@ -32,6 +32,7 @@ impl State {
             self.pages.frame.store_u32(IRQ_CTRLACK, irq_ctrl, Release);
             changed = true;
         }
+        changed |= self.interrupt_outputs();
         if gerrorn != self.errors.acknowledged() {
             if self.errors.follow(gerrorn) & GERROR_CMDQ_ERR != 0 {
                 self.queues[0].resume(&*self.ram);
@@ -175,12 +176,17 @@ impl State {
         if self.irq_ctrl & IRQ_CTRL_GERROR == 0 || new == GERROR_MSI_GERROR_ABT_ERR {
             return;
         }
+        self.interrupt(GERROR_IRQ_CFG0, GERROR_MSI_GERROR_ABT_ERR, Call::Gerror);
+    }
+
+    /// Interrupts by the MSI that IRQ_CFG0 and the registers behind it describe, and by wire (IHI 0070 §3.18.2).
+    pub(super) fn interrupt(&mut self, irq_cfg0: usize, abort: u32, wire: Call) {
         // Relaxed: the guest does not change them while the interrupt is enabled.
-        let address = self.pages.frame.load_u64(GERROR_IRQ_CFG0, Relaxed) & MSI_ADDR;
+        let address = self.pages.frame.load_u64(irq_cfg0, Relaxed) & MSI_ADDR;
         if self.features.msi && address != 0 {
-            let data = self.pages.frame.load_u32(GERROR_IRQ_CFG1, Relaxed);
-            self.send_msi(GuestAddress(address), data, GERROR_MSI_GERROR_ABT_ERR);
+            let data = self.pages.frame.load_u32(irq_cfg0 + 8, Relaxed);
+            self.send_msi(GuestAddress(address), data, abort);
         }
-        self.call(Call::Gerror);
+        self.call(wire);
     }
 }

@@ -11,6 +11,7 @@ mod global_registers;
 mod inspect;
 mod lifecycle;
 mod mmio;
+mod output_queue;
 mod queue;
 mod ready;
 mod register_file;
@@ -50,6 +51,7 @@ pub(crate) use doorbell::Watch;
 pub use doorbell::{Doorbell, DoorbellTraps};
 pub use inspect::Inspection;
 pub use lifecycle::NotPaused;
+pub use output_queue::{AutoResponse, NotRecorded, PageRequestLost, StreamIdOf};
 pub use register_file::{ControlPage, FrontEnd};
 pub use snapshot::{RestoreError, Snapshot, SnapshotError};
 pub use state::OnRequest;
@@ -106,6 +108,7 @@ pub struct VirtualSmmu(Arc<Shared>);
 struct Shared {
     features: Features,
     vmid: Vmid,
+    streams: Arc<StreamMap>,
     pages: RegisterFile,
     /// Held while a register is written, so that guards and writes of several vCPUs do not mix. A worker only tries to take it,
     /// when it is about to sleep.
@@ -146,6 +149,7 @@ impl VirtualSmmu {
         Ok(Self(Arc::new(Shared {
             features: state.features,
             vmid,
+            streams: state.streams.clone(),
             pages: state.pages.clone(),
             writing: Mutex::default(),
             worker: state.worker.clone(),

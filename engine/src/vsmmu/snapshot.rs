@@ -211,6 +211,7 @@ impl State {
                 slot.restore(queue, &self.features, &*self.ram);
             }
         }
+        self.interrupt_outputs_again();
         self.invalidating = Some(Invalidation::FIRST);
     }
 }

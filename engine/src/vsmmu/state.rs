@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(super) gbpa_untold: bool,
     /// IRQ_CTRLACK.
     pub irq_ctrl: u32,
+    /// The output queues whose interrupt the worker has to send, by their bits in IRQ_CTRL.
+    pub(super) interrupts_due: u32,
     pub errors: Toggle,
     /// The CMDQ, and behind it the ECMDQs.
     pub(super) queues: Box<[GuestQueue]>,
@@ -130,6 +132,7 @@ impl State {
             gbpa_pending: None,
             gbpa_untold: false,
             irq_ctrl: 0,
+            interrupts_due: 0,
             errors: Toggle::default(),
             queues,
             syncs: VecDeque::with_capacity(SYNCS),
@@ -162,7 +165,7 @@ impl State {
                 Control::Ecmdq(_) => Control::Ecmdq(Handshake::default()),
             };
         }
-        (self.cr0ack, self.irq_ctrl, self.errors) = (0, 0, Toggle::default());
+        (self.cr0ack, self.irq_ctrl, self.interrupts_due, self.errors) = (0, 0, 0, Toggle::default());
         (self.smmuen_pending, self.smmuen_untold) = (None, false);
         (self.gbpa_pending, self.gbpa_untold) = (None, false);
         self.last_rejected = None;

@@ -149,7 +149,7 @@ impl Vm {
     fn new(vmid: u16) -> Self {
         let [doorbells, wires] = [(); 2].map(|()| [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap()));
         let [gerror, cmd_sync] = wires.each_ref().map(|wire| Some(wire.try_clone().unwrap()));
-        let interrupts = Box::new(EventfdInterrupts { gerror, cmd_sync, msi: None });
+        let interrupts = Box::new(EventfdInterrupts { gerror, cmd_sync, ..EventfdInterrupts::default() });
         let state = vec![1_u8; 100 << 10];
         let on_request = Box::new(move |request, token: Token| match request {
             Request::Streams(_) => panic!("this VMM panics on purpose, {}", state[0]),

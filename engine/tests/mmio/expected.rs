@@ -80,7 +80,7 @@ const ECMDQS: &[Register] = &[
 /// All features, with one control page of 256 ECMDQs.
 const EVERYTHING: &[Register] = &[
     (0x00, 0x084d_761b, 0), // IDR0: and S2P, Hyp, ATS, SEV, PRI, VMID16, STALL_MODEL 0
-    (0x04, 0x8273_0520, 0), // IDR1: CMDQS and EVENTQS 19, SSIDSIZE 20, SIDSIZE 32
+    (0x04, 0x8273_9d20, 0), // IDR1: CMDQS, EVENTQS and PRIQS 19, SSIDSIZE 20, SIDSIZE 32
     (0x0c, 0x0000_8484, 0), // IDR3: and MPAM, DPT
     (0x14, 0x0000_01d6, 0), // IDR5: and DS, D128, OAS 6
     (0x1c, 0x0000_0004, 0), // AIDR: SMMUv3.4

@@ -69,7 +69,7 @@ fn an_error_of_the_cmdq_goes_with_a_cmdq_that_it_stops() {
 
 #[test]
 fn gerror_has_only_errors_that_are_raised() {
-    for bit in [1 << 2, 1 << 3, 1 << 5, 1 << 6, 1 << 10, 1 << 1, 1 << 31] {
+    for bit in [1 << 10, 1 << 1, 1 << 31] {
         refused(|state| state["gerror"] = json!(bit as u32), "GERROR");
     }
 }
