@@ -10,7 +10,7 @@ use std::mem;
 
 use arbitrary::{Arbitrary, Unstructured};
 use ecmdq_engine::host::{Cause, Failure};
-use ecmdq_engine::{Command, Snapshot, Worker};
+use ecmdq_engine::{Command, NotRecorded, Snapshot, StreamIdOf, Worker};
 use libfuzzer_sys::fuzz_target;
 
 use guest::{EN, Guest, QUEUES, RAM, RAM_SIZE};
@@ -87,6 +87,12 @@ enum Op {
         named: bool,
     },
     Polls(u8),
+    Record {
+        page_request: bool,
+        host: bool,
+        words: [u64; 4],
+        times: u8,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -309,6 +315,20 @@ impl Rig {
                 self.host.fail(|last| Failure { cause, command: last.filter(|_| named) });
             }
             Op::Polls(n) => self.polls(n % 32),
+            Op::Record { page_request, host, words, times } => {
+                let stream = if host { StreamIdOf::Host } else { StreamIdOf::Guest };
+                for _ in 0..=times % 64 {
+                    let cause = match page_request {
+                        true => {
+                            let lost = guest.smmu.record_page_request([words[0], words[1]], stream);
+                            lost.err().map(|lost| lost.cause)
+                        }
+                        false => guest.smmu.record_event(words, stream).err(),
+                    };
+                    let foreign = matches!(cause, Some(NotRecorded::ForeignStream(_)));
+                    assert!(!guest.paused || foreign || cause == Some(NotRecorded::Paused));
+                }
+            }
         }
         self.polls(step.polls % 4);
     }

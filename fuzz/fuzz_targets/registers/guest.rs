@@ -92,6 +92,7 @@ impl Guest {
     pub fn new(number: usize) -> Self {
         let mut features = Features::linux().with_ecmdqs(0, 2);
         (features.ats, features.pri, features.stall) = (true, true, StallModel::Supported);
+        features.priqs = 4;
         (features.ssid_bits, features.cmdqs) = (4, CMDQS);
         let mut host_features = features;
         host_features.ril = number != 0;
