@@ -16,8 +16,8 @@ use ecmdq_engine::host::{HostSmmu, NativeRing};
 use ecmdq_engine::memory::{self, GuestRam, Ram};
 use ecmdq_engine::registers::{CONTROL_PAGE_SIZE, FRAME_SIZE};
 use ecmdq_engine::{
-    Config, Features, FrontEnd, HostStreamId, NoInterrupts, Opcode, Stats, StreamId, StreamMap, VirtualSmmu,
-    Vmid, Worker,
+    Config, Features, FrontEnd, HostStreamId, NoInterrupts, Opcode, Stats, StreamId, StreamIdOf, StreamMap,
+    VirtualSmmu, Vmid, Worker,
 };
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -25,6 +25,9 @@ use thiserror::Error;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::values::{number, stream};
+
+/// The number of the event (IHI 0070 §7.3.13).
+const F_TRANSLATION: u64 = 0x10;
 
 /// Options of `ecmdq serve`.
 #[derive(Args, Debug)]
@@ -77,6 +80,9 @@ pub struct Options {
     /// log2 of the most commands in a queue (IDR1.CMDQS).
     #[arg(long, value_name = "LOG2", default_value_t = Features::default().cmdqs)]
     cmdqs: u8,
+    /// Record one event, F_TRANSLATION of this StreamID of the guest, as soon as the guest has enabled its event queue.
+    #[arg(long, value_name = "STREAM", value_parser = number)]
+    event: Option<u64>,
 }
 
 /// log2 of the number of control pages, and of the queues of each.
@@ -138,7 +144,9 @@ pub fn serve(options: &Options) -> Result<ExitCode, Error> {
     }
     // Worker and host take turns on one thread: a guest's vCPUs need the other processors.
     let backoff = Backoff::new();
+    let mut event = options.event.map(|stream| [F_TRANSLATION | stream << 32, 0, 0xdead_b000, 0]);
     while !stop.load(Relaxed) {
+        event = event.filter(|event| smmu.record_event(*event, StreamIdOf::Guest).is_err());
         let busy = worker.poll();
         if host.poll(|_| ()) > 0 || busy {
             backoff.reset();

@@ -16,6 +16,7 @@
 #include <linux/cpumask.h>
 #include <linux/delay.h>
 #include <linux/dma-mapping.h>
+#include <linux/interrupt.h>
 #include <linux/iommu.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
@@ -23,6 +24,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/of.h>
+#include <linux/of_irq.h>
 #include <linux/pci.h>
 #include <linux/platform_device.h>
 #include <linux/sched.h>
@@ -42,6 +44,10 @@ MODULE_PARM_DESC(msecs, "length of the load");
 static unsigned int size = SZ_4K;
 module_param(size, uint, 0444);
 MODULE_PARM_DESC(size, "bytes of each mapping; 0 for a mix of 4K to 2M");
+
+static bool event;
+module_param(event, bool, 0444);
+MODULE_PARM_DESC(event, "make the SMMU's event queue interrupt at the end");
 
 static const unsigned int mix[] = {
 	SZ_4K, SZ_4K, SZ_8K,  SZ_4K, SZ_64K,	  SZ_4K,
@@ -182,9 +188,28 @@ static int load(struct device *dev)
 	return error;
 }
 
+/* The engine cannot reach QEMU's GIC: stands in for the wire of its event queue. */
+static void pulse_eventq(struct device *dev)
+{
+	struct device_node *smmu = of_parse_phandle(dev->of_node, "iommus", 0);
+	int irq = of_irq_get_byname(smmu, "eventq");
+
+	of_node_put(smmu);
+	if (irq <= 0 || irq_set_irqchip_state(irq, IRQCHIP_STATE_PENDING, true)) {
+		dev_err(dev, "no interrupt of the event queue\n");
+		return;
+	}
+	msleep(100);
+	synchronize_irq(irq);
+}
+
 static int platform_load(struct platform_device *platform)
 {
-	return load(&platform->dev);
+	int error = load(&platform->dev);
+
+	if (!error && event)
+		pulse_eventq(&platform->dev);
+	return error;
 }
 
 static const struct of_device_id compatible[] = {
