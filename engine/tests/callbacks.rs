@@ -12,7 +12,8 @@ use common::reg::*;
 use common::*;
 use ecmdq_engine::host::{HostQueue, Ticket};
 use ecmdq_engine::{
-    Command, Doorbell, DoorbellTraps, Idle, Interrupts, OnRequest, VirtualSmmu, Worker, WorkerHandle,
+    Command, Doorbell, DoorbellTraps, Idle, Interrupts, OnRequest, StreamIdOf, VirtualSmmu, Worker,
+    WorkerHandle,
 };
 use vm_memory::GuestAddress;
 
@@ -42,6 +43,8 @@ fn call_all(smmu: &VirtualSmmu, handle: Option<&WorkerHandle<Script>>) {
     smmu.save().unwrap();
     smmu.resume();
     smmu.memory_changed();
+    let _ = smmu.record_event([0; 4], StreamIdOf::Guest);
+    let _ = smmu.record_page_request([0; 2], StreamIdOf::Guest);
     let mut data = [0; 4];
     smmu.mmio_read(IRQ_CTRL as u64, &mut data);
     smmu.mmio_write(IRQ_CTRL as u64, &data);
@@ -190,7 +193,7 @@ fn a_vmm_may_call_under_a_lock_that_its_callbacks_take() {
                 while !stop.load(Relaxed) {
                     let _lock = locked.lock().unwrap();
                     vmm.pause();
-                    let _ = vmm.inspect();
+                    let _ = (vmm.inspect(), vmm.record_event([0; 4], StreamIdOf::Guest));
                     vmm.mmio_write(GERRORN as u64, &[0; 4]);
                     vmm.resume();
                 }
