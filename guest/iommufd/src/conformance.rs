@@ -10,14 +10,13 @@ mod subject;
 mod suite;
 
 use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use ecmdq_engine::Command;
 use ecmdq_engine::host::HostQueue;
 use ecmdq_engine::host::iommufd::{self, Invalidate, IommufdExecutor, IommufdQueue, VIommu};
-use iommufd_ioctls::IommuFd;
 use rustix::io::Errno;
 
 use subject::{Device, Subject};
@@ -120,10 +119,10 @@ impl Subject for Real {
 }
 
 /// Runs all of it; says how many failed.
-pub fn run(iommufd: &Arc<IommuFd>, viommu: &VIommu) -> u32 {
+pub fn run(iommufd: OwnedFd, viommu: &VIommu) -> u32 {
     let kernel = Kernel {
         viommu: viommu.clone(),
-        nobody: VIommu::new(iommufd.clone(), NOBODY),
+        nobody: VIommu::from_fd(iommufd, NOBODY),
         device: Rc::new(RefCell::new(Device::Fine)),
         calls: Rc::default(),
     };

@@ -17,6 +17,8 @@
 mod caller;
 #[cfg(feature = "iommufd")]
 mod kernel;
+#[cfg(feature = "iommufd")]
+mod uapi;
 
 use std::io;
 use std::sync::Arc;
