@@ -99,7 +99,7 @@ pub use sleep::{SleeperKind, Waker};
 pub use stats::Stats;
 pub use token::Token;
 pub use vsmmu::{
-    Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused, OnRequest,
-    RestoreError, Snapshot, SnapshotError, StatsReader, VirtualSmmu,
+    BindHostError, Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection,
+    NotPaused, OnRequest, RestoreError, Snapshot, SnapshotError, StatsReader, VirtualSmmu,
 };
 pub use worker::{AttachError, Idle, Leaving, Nap, Running, Worker, WorkerHandle};

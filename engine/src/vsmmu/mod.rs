@@ -99,6 +99,18 @@ pub enum ConfigError {
     Memory(io::ErrorKind),
 }
 
+/// Why a host was not bound to a virtual SMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BindHostError {
+    /// The guest is shown more than the host has.
+    #[error(transparent)]
+    BeyondHost(#[from] BeyondHost),
+    /// The guest relies on what it was shown.
+    #[error("the guest has enabled its SMMU or a queue: bind the host before, or after a reset")]
+    Enabled,
+}
+
 /// A virtual SMMU. Clones are handles to the same one.
 #[derive(Clone)]
 pub struct VirtualSmmu(Arc<Shared>);
@@ -160,6 +172,18 @@ impl VirtualSmmu {
     /// What it shows in its ID registers.
     pub fn features(&self) -> Features {
         self.0.features
+    }
+
+    /// Follows that the host's SMMU is one with these features: for a VMM that learns only when it makes the first device what is behind
+    /// its guest, or moves the guest to other devices. What the guest is shown does not change.
+    ///
+    /// It takes a guest that has nothing enabled: the SMMU, a queue, or anything else of CR0.
+    ///
+    /// # Errors
+    ///
+    /// [`BindHostError`]; then nothing has changed.
+    pub fn bind_host(&self, host_features: Features) -> Result<(), BindHostError> {
+        self.0.control(|state| state.bind_host(&host_features))
     }
 
     /// The ECMDQ control pages, to be mapped into the guest; none unless the front end is [`FrontEnd::Direct`].
