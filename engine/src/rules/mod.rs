@@ -24,7 +24,7 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::command::{Command, Opcode};
-use crate::features::Features;
+use crate::features::{BeyondHost, Features};
 use crate::host::Identities;
 use crate::identity::{HostStreamId, StreamConfig, StreamId, StreamMap, Vmid};
 use compile::{Kind, Rule};
@@ -132,11 +132,6 @@ impl Quirk {
     }
 }
 
-/// A feature that a guest is shown cannot be had on the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the guest is shown {0}, which the host lacks")]
-pub struct BeyondHost(&'static str);
-
 /// The rules of one virtual SMMU.
 #[derive(Debug)]
 pub struct Rules {
@@ -163,9 +158,9 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// [`BeyondHost`] for a feature that only the host itself can provide; so a host needs stage 1 always.
+    /// As [`Features::check_host`].
     pub fn new(guest: &Features, host: &Features, vmid: Vmid, quirks: &[Quirk]) -> Result<Self, BeyondHost> {
-        check_host(guest, host)?;
+        guest.check_host(host)?;
         let mut rules = Self {
             table: compile::table(guest, host, vmid),
             vmid,
@@ -181,7 +176,7 @@ impl Rules {
 
     /// The rules for the same guest on another host. On an error nothing has changed.
     pub(crate) fn bind_host(&mut self, guest: &Features, host: &Features) -> Result<(), BeyondHost> {
-        check_host(guest, host)?;
+        guest.check_host(host)?;
         self.table = compile::table(guest, host, self.host_vmid());
         self.find_plain();
         Ok(())
@@ -263,22 +258,4 @@ impl Rules {
             };
         }
     }
-}
-
-/// Checks that the host has what only the host itself can provide.
-fn check_host(guest: &Features, host: &Features) -> Result<(), BeyondHost> {
-    for (name, beyond) in [
-        ("stage 1", guest.s1p && !host.s1p),
-        // It is never illegal for a guest, and goes to the host as TLBI_NH_ALL.
-        ("TLBI_NSNH_ALL", !host.s1p),
-        ("16-bit ASIDs", guest.asid16 && !host.asid16),
-        ("IDR5.DS", guest.ds && !host.ds),
-        ("128-bit descriptors", guest.d128 && !host.d128),
-        ("longer SubstreamIDs", guest.ssid_bits > host.ssid_bits),
-    ] {
-        if beyond {
-            return Err(BeyondHost(name));
-        }
-    }
-    Ok(())
 }

@@ -30,13 +30,13 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::events::EventSink;
-use crate::features::{Features, FeaturesError};
+use crate::features::{BeyondHost, Features, FeaturesError};
 use crate::host::Identities;
 use crate::identity::{StreamMap, Vmid};
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
 use crate::registers::{CR0, GBPA, GERRORN, IRQ_CTRL};
-use crate::rules::{BeyondHost, Quirk, Rejected};
+use crate::rules::{Quirk, Rejected};
 use crate::sleep::{Notified, WakerSlot};
 use crate::stats::{Counters, Stats};
 use calls::Callbacks;

@@ -78,23 +78,26 @@ impl Nesting {
         Ok(uapi::stage1(self.viommu.as_fd(), device, self.viommu.id, ste)?)
     }
 
-    /// What the host's SMMU can do, for the rules: of its ID registers, what the kernel lets a VMM rely on. `ats` says whether
-    /// the guest's devices use ATS, which is no property of the SMMU alone.
+    /// What the host's SMMU can do, for the rules: of its ID registers, what the kernel lets a VMM rely on, and OAS. `ats` says whether
+    /// the guest's devices use ATS, which is no property of the SMMU alone. HTTU is 0, since the kernel does not vouch for it.
     ///
     /// # Errors
     ///
     /// What the kernel said; `Unsupported` if the device is not behind an SMMUv3.
     pub fn host_features(&self, ats: bool) -> io::Result<Features> {
-        const ASID16_STALL_MODEL: u32 = 1 << 12 | 0b11 << 24;
-        const SIDSIZE_SSIDSIZE: u32 = 0x7ff;
-        const RIL: u32 = 1 << 10;
-        let idr = uapi::idrs(self.viommu.as_fd(), self.device)?;
-        let idrs = [idr[0] & ASID16_STALL_MODEL, idr[1] & SIDSIZE_SSIDSIZE, 0, idr[3] & RIL, 0, 0];
-        let mut features = Features::from_idrs(idrs);
-        // Nesting and iommufd are not to be had without these.
-        (features.s1p, features.coherent, features.ats) = (true, true, ats);
-        Ok(features)
+        Ok(features_of(uapi::idrs(self.viommu.as_fd(), self.device)?, ats))
     }
+}
+
+/// ASID16, CD2L, STALL_MODEL, ST_LEVEL; SIDSIZE, SSIDSIZE; RIL; OAS and the granules.
+const RELIABLE: [u32; 6] =
+    [1 << 12 | 1 << 19 | 0b11 << 24 | 0b11 << 27, 0x7ff, 0, 1 << 10, 0, 0b111 | 0b111 << 4];
+
+fn features_of(idrs: [u32; 6], ats: bool) -> Features {
+    let mut features = Features::from_idrs(std::array::from_fn(|n| idrs[n] & RELIABLE[n]));
+    // Nesting and iommufd are not to be had without these.
+    (features.s1p, features.coherent, features.ats) = (true, true, ats);
+    features
 }
 
 impl VIommu {
@@ -126,5 +129,21 @@ impl Invalidate for VIommu {
 impl fmt::Debug for VIommu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VIommu").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_has_what_the_kernel_vouches_for() {
+        // As QEMU's SMMUv3 shows itself: no CD2L, two-level stream tables, 44 bits, all granules.
+        let qemu = [0x0d44_101b, 0x0273_0010, 0, 0x0000_0404, 0, 0x0000_0074];
+        let features = features_of(qemu, false);
+        assert_eq!(features.idrs(), [0x0940_101a, 0x0000_0010, 0, 0x0000_0404, 0, 0x0000_0074]);
+        // HTTU, MSI, SEV, PRI, VMID16, MPAM and DS are set, and do not count.
+        let full = features_of([!(0b11 << 24), u32::MAX, u32::MAX, u32::MAX, u32::MAX, u32::MAX], true);
+        assert_eq!(full.idrs(), [0x0848_141a, 0x0000_07ff, 0, 0x0000_0404, 0, 0x0000_0077]);
     }
 }
