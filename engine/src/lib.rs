@@ -84,6 +84,7 @@ mod outbox;
 mod share;
 mod sleep;
 mod stats;
+mod stream_table;
 mod submission;
 mod token;
 mod vsmmu;
@@ -97,6 +98,7 @@ pub use interrupts::{EventfdInterrupts, Interrupts, MsiSink, NoInterrupts};
 pub use share::{RateLimit, Share};
 pub use sleep::{SleeperKind, Waker};
 pub use stats::Stats;
+pub use stream_table::{Ste, StreamFault, StreamTable};
 pub use token::Token;
 pub use vsmmu::{
     BindHostError, Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection,

@@ -30,7 +30,7 @@ use crate::identity::{HostStreamId, StreamConfig, StreamId, StreamMap, Vmid};
 use compile::{Kind, Rule};
 
 pub use checks::MAX_EXPANSION;
-pub use request::{PageResponse, Request, ResumeAction, StreamTable};
+pub use request::{PageResponse, Request, ResumeAction};
 
 /// Why a command is CERROR_ILL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

@@ -4,6 +4,7 @@ use super::{Reason, Rules};
 use crate::command::table::{self, Check};
 use crate::command::{Command, Opcode};
 use crate::identity::{StreamConfig, StreamId};
+use crate::stream_table::StreamTable;
 
 /// What a guest asks of the VMM, by a command or by a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +33,6 @@ pub enum Request {
     PageResponse(PageResponse),
     /// A command that needs features which only the VMM can emulate: EL2 and stage 2 TLBIs, CFGI_VMS_PIDM, DPTI_ALL.
     Other(Command),
-}
-
-/// Where the stream table is, as the registers say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamTable {
-    /// STRTAB_BASE.
-    pub base: u64,
-    /// STRTAB_BASE_CFG.
-    pub config: u32,
-    /// CR1: the attributes of its memory.
-    pub cr1: u32,
 }
 
 /// What becomes of a stalled transaction.

@@ -10,7 +10,7 @@ use super::state::State;
 use crate::command::CommandError;
 use crate::events::EventKind;
 use crate::registers::*;
-use crate::rules::{Request, StreamTable};
+use crate::rules::Request;
 use crate::token::Outcome;
 
 impl State {
@@ -74,7 +74,8 @@ impl State {
                 return before;
             }
             self.smmuen_pending = Some(wanted);
-            let request = if wanted != 0 { Request::Enable(self.stream_table()) } else { Request::Disable };
+            let request =
+                if wanted != 0 { Request::Enable(self.pages.stream_table()) } else { Request::Disable };
             self.ask(request, token);
         }
         let (Some(outcome), Some(value)) = (self.tokens.outcome(token), self.smmuen_pending) else {
@@ -115,15 +116,6 @@ impl State {
             self.counters.requests_failed.add(1);
             self.emit(EventKind::RequestFailed);
             self.raise(GERROR_SFM_ERR);
-        }
-    }
-
-    fn stream_table(&self) -> StreamTable {
-        // Relaxed: ordered by the acquire load of CR0.
-        StreamTable {
-            base: self.pages.frame.load_u64(STRTAB_BASE, Relaxed),
-            config: self.pages.frame.load_u32(STRTAB_BASE_CFG, Relaxed),
-            cr1: self.pages.frame.load_u32(CR1, Relaxed),
         }
     }
 

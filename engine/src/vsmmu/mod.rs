@@ -39,6 +39,7 @@ use crate::registers::{CR0, GBPA, GERRORN, IRQ_CTRL};
 use crate::rules::{Quirk, Rejected};
 use crate::sleep::{Notified, WakerSlot};
 use crate::stats::{Counters, Stats};
+use crate::stream_table::StreamTable;
 use calls::Callbacks;
 use doorbell::Writing;
 pub(crate) use ready::Ready;
@@ -184,6 +185,12 @@ impl VirtualSmmu {
     /// [`BindHostError`]; then nothing has changed.
     pub fn bind_host(&self, host_features: Features) -> Result<(), BindHostError> {
         self.0.control(|state| state.bind_host(&host_features))
+    }
+
+    /// Where the guest's registers say that its stream table is: since [`Request::Enable`](crate::rules::Request::Enable) until CR0.SMMUEN is
+    /// cleared, what that request said.
+    pub fn stream_table(&self) -> StreamTable {
+        self.0.pages.stream_table()
     }
 
     /// The ECMDQ control pages, to be mapped into the guest; none unless the front end is [`FrontEnd::Direct`].
