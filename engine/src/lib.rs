@@ -104,4 +104,4 @@ pub use vsmmu::{
     BindHostError, Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection,
     NotPaused, OnRequest, RestoreError, Snapshot, SnapshotError, StatsReader, VirtualSmmu,
 };
-pub use worker::{AttachError, Idle, Leaving, Nap, Running, Worker, WorkerHandle};
+pub use worker::{AttachError, Detaching, Idle, Nap, Running, Worker, WorkerHandle};

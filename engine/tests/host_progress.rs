@@ -9,7 +9,7 @@ use std::{iter, thread};
 
 use common::*;
 use ecmdq_engine::host::iommufd::{self, Invalidate};
-use ecmdq_engine::host::{HostQueue, HostSmmu, NativeRing};
+use ecmdq_engine::host::{HostQueue, NativeRing, RingConsumer};
 use ecmdq_engine::{Command, CommandError, Doorbell, EventKind, Idle, Opcode, Worker};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -34,7 +34,7 @@ fn goes_on_after(error: CommandError) {
     let (mut guest, mut worker) = flooded(ring);
     (0..10).for_each(|_| _ = worker.poll());
     let mut told = false;
-    let mut host = |smmu: &mut HostSmmu| {
+    let mut host = |smmu: &mut RingConsumer| {
         smmu.poll_with(|commands| {
             if std::mem::replace(&mut told, true) { (commands.len(), None) } else { (0, Some(error)) }
         })

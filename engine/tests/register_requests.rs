@@ -166,7 +166,7 @@ fn gbpa_update_falls_when_the_vmm_has_followed() {
         machine.guest.write(GBPA, UPDATE | 0x0010_1004);
         machine.settle();
         assert_eq!(machine.guest.read(GBPA), UPDATE | 0x0010_1004);
-        assert_eq!(vmm.complete(), Request::Bypass(0x0010_1004));
+        assert_eq!(vmm.complete(), Request::UpdateGbpa(0x0010_1004));
         machine.settle();
         assert_eq!((machine.guest.read(GBPA), vmm.waiting()), (0x0010_1004, 0));
     });
@@ -182,7 +182,7 @@ fn nothing_else_waits_for_gbpa() {
         machine.guest.write(CR0, CMDQEN);
         machine.settle();
         assert_eq!((machine.guest.cons(), vmm.waiting()), (2, 2));
-        assert_eq!((vmm.complete(), vmm.complete()), (Request::Bypass(0x10_0000), Request::Disable));
+        assert_eq!((vmm.complete(), vmm.complete()), (Request::UpdateGbpa(0x10_0000), Request::Disable));
         machine.settle();
         assert_eq!((machine.guest.read(CR0ACK), machine.guest.read(GBPA)), (CMDQEN, 0x10_0000));
     });

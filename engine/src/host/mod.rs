@@ -5,12 +5,12 @@ pub mod model;
 mod null;
 mod recovery;
 mod ring;
-mod smmu;
+mod ring_consumer;
 
 pub use model::ModelSmmu;
 pub use null::NullQueue;
 pub use ring::{MsiWord, NativeRing, RingFormat, RingLayout};
-pub use smmu::HostSmmu;
+pub use ring_consumer::RingConsumer;
 
 use crate::command::Command;
 use crate::sleep::Waker;

@@ -15,7 +15,7 @@ pub enum Request {
     /// CR0.SMMUEN became 0: streams bypass or abort, as GBPA says.
     Disable,
     /// GBPA was updated to this value.
-    Bypass(u32),
+    UpdateGbpa(u32),
     /// CFGI_STE, CFGI_STE_RANGE, CFGI_ALL: stream table entries have changed, and must be read again.
     Streams(StreamConfig),
     /// RESUME: a stalled transaction goes on or ends.

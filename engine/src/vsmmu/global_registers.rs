@@ -92,7 +92,7 @@ impl State {
         let value = before.unwrap_or(gbpa);
         if before.is_none() {
             self.gbpa_pending = Some(value);
-            self.ask(Request::Bypass(value & !GBPA_UPDATE), token);
+            self.ask(Request::UpdateGbpa(value & !GBPA_UPDATE), token);
         }
         let Some(outcome) = self.tokens.outcome(token) else { return before.is_none() };
         self.gbpa_pending = None;

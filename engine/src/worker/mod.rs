@@ -24,7 +24,7 @@ use handle::{Order, Orders};
 use idle::Sleep;
 use sweep::Serving;
 
-pub use handle::{AttachError, Leaving, Running, WorkerHandle};
+pub use handle::{AttachError, Detaching, Running, WorkerHandle};
 pub use idle::{Idle, Nap};
 
 /// Events that wait for the VMM.
@@ -170,10 +170,10 @@ impl<H: HostQueue> Worker<H> {
         self.received.clone()
     }
 
-    /// Takes a guest from the worker, which goes on serving the others. [`Leaving`] tells when nothing of the guest's memory is used any more and
+    /// Takes a guest from the worker, which goes on serving the others. [`Detaching`] tells when nothing of the guest's memory is used any more and
     /// all that was taken from it has been synchronised; then another worker may have it. The worker must run, or be
     /// polled, until then.
-    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving<H> {
+    pub fn detach(&self, guest: &VirtualSmmu) -> Detaching<H> {
         self.handle().detach(guest)
     }
 

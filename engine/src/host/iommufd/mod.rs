@@ -30,7 +30,7 @@ use crossbeam::utils::Backoff;
 use parking_lot::RwLock;
 use rustix::io::Errno;
 
-use super::{Failure, HostQueue, HostSmmu, Identities, NativeRing, Ticket};
+use super::{Failure, HostQueue, Identities, NativeRing, RingConsumer, Ticket};
 use crate::command::Command;
 use crate::sleep::{Sleeper, Waker};
 use caller::Caller;
@@ -66,7 +66,7 @@ pub struct IommufdQueue {
 /// Makes the calls. The VMM runs it on a thread of its own.
 #[derive(Debug)]
 pub struct IommufdExecutor<I> {
-    smmu: HostSmmu,
+    smmu: RingConsumer,
     caller: Caller<I>,
     sleeper: Sleeper,
     waker: Waker,
