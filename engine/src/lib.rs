@@ -91,7 +91,7 @@ mod vsmmu;
 mod worker;
 
 pub use command::{Command, CommandError, Opcode};
-pub use events::{Event, EventKind};
+pub use events::{Event, EventKind, Events};
 pub use features::{BeyondHost, Features, FeaturesError, StallModel};
 pub use identity::{HostStreamId, StreamConfig, StreamId, StreamMap, StreamMapError, Vmid};
 pub use interrupts::{EventfdInterrupts, Interrupts, MsiSink, NoInterrupts};

@@ -3,6 +3,7 @@
 mod common;
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 
 use common::*;
@@ -195,7 +196,7 @@ fn a_boxed_queue_is_the_queue_in_the_box() {
 struct Nobody;
 
 impl ecmdq_engine::host::iommufd::Invalidate for Nobody {
-    fn invalidate(&self, _: &[Command]) -> Result<(), rustix::io::Errno> {
+    fn invalidate(&self, _: &[Command]) -> io::Result<()> {
         Ok(())
     }
 }

@@ -10,9 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::channel::Receiver;
-
-use crate::events::{self, Event, EventSink};
+use crate::events::{self, EventSink, Events};
 use crate::host::HostQueue;
 use crate::share::Share;
 use crate::sleep::Notified;
@@ -57,7 +55,7 @@ pub struct Worker<H> {
     notified: Notified,
     sleep: Option<Sleep>,
     events: EventSink,
-    received: Receiver<Event>,
+    received: Events,
     start: Instant,
     /// How many guests have a rate limit.
     limited: usize,
@@ -165,8 +163,8 @@ impl<H: HostQueue> Worker<H> {
         self.attachments.iter().map(|attachment| &attachment.guest)
     }
 
-    /// What the VMM may want to know. A receiver may wait for events on any thread; while 256 wait, more are left out.
-    pub fn events(&self) -> Receiver<Event> {
+    /// What the VMM may want to know. Any thread may wait for events; while 256 wait, more are left out.
+    pub fn events(&self) -> Events {
         self.received.clone()
     }
 

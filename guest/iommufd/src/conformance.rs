@@ -10,6 +10,7 @@ mod subject;
 mod suite;
 
 use std::cell::RefCell;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -38,14 +39,14 @@ struct Kernel {
 }
 
 impl Invalidate for Kernel {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
         const ATC_INV: u64 = 0x40;
         let mut sent = commands.to_vec();
         match *self.device.borrow() {
             Device::Fine => {}
             Device::Gone => return self.nobody.invalidate(commands),
             Device::TimesOut if commands.iter().any(|command| command.0[0] & 0xff == ATC_INV) => {
-                return Err(Errno::TIMEDOUT);
+                return Err(Errno::TIMEDOUT.into());
             }
             Device::TimesOut => {}
             Device::Refuses(refused) => {

@@ -5,8 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::io::Errno;
-
 use super::{Invalidate, uapi};
 use crate::command::Command;
 use crate::features::Features;
@@ -121,8 +119,8 @@ impl AsFd for VIommu {
 }
 
 impl Invalidate for VIommu {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
-        uapi::invalidate(self.as_fd(), self.id, commands)
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
+        Ok(uapi::invalidate(self.as_fd(), self.id, commands)?)
     }
 }
 
