@@ -15,7 +15,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use ecmdq_engine::Command;
-use ecmdq_engine::host::{HostQueue, HostSmmu, NativeRing};
+use ecmdq_engine::host::{HostQueue, NativeRing, RingConsumer};
 
 const LOG2: u32 = 12;
 const SYNC: Command = Command([0x46, 0]);
@@ -61,7 +61,7 @@ fn race<P: FnMut() + Send>(groups: u64, producers: Vec<P>) -> Duration {
 }
 
 /// The first producer does it after each group, the others when the ring is full: the first may have ended.
-fn drain(smmu: &Mutex<HostSmmu>) {
+fn drain(smmu: &Mutex<RingConsumer>) {
     if let Ok(mut smmu) = smmu.try_lock() {
         smmu.poll(|_| ());
     }

@@ -10,7 +10,7 @@ use std::hint::black_box;
 
 use ecmdq_bench::compare::{Engine, Guest, Guests, Limit, Server, Transport};
 use ecmdq_bench::trace;
-use ecmdq_engine::host::{HostQueue, HostSmmu, NativeRing};
+use ecmdq_engine::host::{HostQueue, NativeRing, RingConsumer};
 use ecmdq_engine::rules::{MAX_EXPANSION, Rules};
 use ecmdq_engine::{Command, Features, HostStreamId, StreamId, StreamMap, Vmid};
 use ecmdq_ring::{Consumer, Entry, Index, Producer, QueueSize, SharedQueue, SharedRegion};
@@ -122,7 +122,7 @@ fn check_recorded(checking: Box<Checking>) -> Box<Checking> {
 }
 
 /// The host's ring, and the SMMU behind it.
-struct Host(NativeRing, HostSmmu, Vec<Command>);
+struct Host(NativeRing, RingConsumer, Vec<Command>);
 
 fn submitting(n: usize) -> Box<Host> {
     let (mut ring, mut smmu) = NativeRing::with_consumer(LOG2).expect("memory");

@@ -10,7 +10,7 @@ use std::time::Instant;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use ecmdq_bench::report::Spread;
 use ecmdq_bench::{Machine, Registers};
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::registers::{CMDQ_BASE, CMDQ_CONS, CMDQ_PROD, CR0, CR0_CMDQEN, ECMDQ_BASE, ECMDQ_PROD};
 use ecmdq_engine::{Features, Worker};
 use ecmdq_ring::{Consumer, Entry, Index, Producer, QueueSize, SharedQueue, SharedRegion};
@@ -32,7 +32,7 @@ fn ring() -> (SharedQueue, QueueSize) {
 struct Engine {
     guest: Producer<SharedQueue>,
     worker: Worker<NativeRing>,
-    host: HostSmmu,
+    host: RingConsumer,
 }
 
 impl Engine {

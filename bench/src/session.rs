@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use std::{io, panic};
 
 use crossbeam::utils::Backoff;
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::{Features, Opcode, Stats, StatsReader, VirtualSmmu, Worker};
 use hdrhistogram::Histogram;
 use serde::Deserialize;
@@ -138,7 +138,7 @@ pub struct Session {
     traffic: Vec<Traffic>,
     machines: Vec<Machine>,
     worker: Worker<NativeRing>,
-    host: HostSmmu,
+    host: RingConsumer,
 }
 
 impl Session {
@@ -250,7 +250,7 @@ pub(crate) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 }
 
 /// The host's SMMU, until `stop`.
-fn execute(host: &mut HostSmmu, verifier: Option<&Verifier>, stop: &AtomicBool) {
+fn execute(host: &mut RingConsumer, verifier: Option<&Verifier>, stop: &AtomicBool) {
     let backoff = Backoff::new();
     while !stop.load(Relaxed) {
         if host.poll(|batch| verifier.iter().for_each(|v| v.received(batch))) > 0 {

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use clap::Args;
 use crossbeam::utils::Backoff;
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::memory::{self, GuestRam, Ram};
 use ecmdq_engine::registers::{CONTROL_PAGE_SIZE, FRAME_SIZE};
 use ecmdq_engine::{
@@ -209,7 +209,7 @@ fn virtual_smmu(options: &Options, ram: Arc<GuestMemoryMmap>) -> Result<VirtualS
     .map_err(setup)
 }
 
-fn write_stats(options: &Options, guest: &VirtualSmmu, host: &HostSmmu) -> Result<(), Error> {
+fn write_stats(options: &Options, guest: &VirtualSmmu, host: &RingConsumer) -> Result<(), Error> {
     let host_syncs = host.received(Opcode::CMD_SYNC);
     let summary = Summary {
         guest: guest.stats(),

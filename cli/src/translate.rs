@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 use ecmdq_bench::trace::{self, TraceError};
-use ecmdq_engine::rules::{BeyondHost, End, MAX_EXPANSION, Quirk, Rules};
+use ecmdq_engine::BeyondHost;
+use ecmdq_engine::rules::{End, MAX_EXPANSION, Quirk, Rules};
 use ecmdq_engine::{Command, Features, HostStreamId, StreamId, StreamMap, StreamMapError, Vmid};
 use serde::Serialize;
 use thiserror::Error;

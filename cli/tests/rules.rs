@@ -124,11 +124,7 @@ fn bad_options_and_streams_are_one_line() {
             &[0_u8; 17][..],
             "-: 17 bytes is not a whole number of 16-byte commands: is it cut off?",
         ),
-        (
-            &["translate", "--host", "idr0=0", "-"],
-            &[],
-            "--host: the guest is shown stage 1, which the host lacks",
-        ),
+        (&["translate", "--host", "idr0=0", "-"], &[], "--host: the guest is shown S1P=1, the host has 0"),
         (
             &["translate", "--quirk", "none", "-"],
             &[],

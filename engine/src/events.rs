@@ -66,6 +66,32 @@ pub enum EventKind {
     },
 }
 
+/// What a worker tells, for any thread of the VMM; clones share what waits, and each event goes to one of them.
+#[derive(Clone, Debug)]
+pub struct Events(Receiver<Event>);
+
+impl Events {
+    /// The oldest event that waits, if any does.
+    pub fn try_next(&self) -> Option<Event> {
+        self.0.try_recv().ok()
+    }
+
+    /// Waits for an event; `None` once the worker is no more and no event waits.
+    pub fn wait(&self) -> Option<Event> {
+        self.0.recv().ok()
+    }
+
+    /// The same for `at_most` so long: `None` also if that is over.
+    pub fn wait_at_most(&self, at_most: Duration) -> Option<Event> {
+        self.0.recv_timeout(at_most).ok()
+    }
+
+    /// The events that wait, without waiting for more.
+    pub fn waiting(&self) -> impl Iterator<Item = Event> + '_ {
+        self.0.try_iter()
+    }
+}
+
 /// The worker's end, for one guest or for the worker itself.
 #[derive(Debug)]
 pub(crate) struct EventSink {
@@ -77,9 +103,9 @@ pub(crate) struct EventSink {
 }
 
 /// A channel of `n` events. When it is full events are left out, and counted.
-pub(crate) fn channel(n: usize) -> (EventSink, Receiver<Event>) {
+pub(crate) fn channel(n: usize) -> (EventSink, Events) {
     let (sender, receiver) = bounded(n);
-    (EventSink { sender, guest: None, rested_at: Instant::now(), left_out: 0 }, receiver)
+    (EventSink { sender, guest: None, rested_at: Instant::now(), left_out: 0 }, Events(receiver))
 }
 
 impl EventSink {

@@ -13,6 +13,8 @@ macro_rules! features {
         #[non_exhaustive]
         pub struct Features {
             $($(#[$doc])* pub $name: bool,)*
+            /// Whether the SMMU updates access flags and dirty states in tables (IDR0.HTTU): 0 not, 1 access flags, 2 both.
+            pub httu: u8,
             /// How stalls are handled (IDR0.STALL_MODEL).
             pub stall: StallModel,
             /// log2 of the most commands in a command queue (IDR1.CMDQS).
@@ -39,6 +41,7 @@ macro_rules! features {
                 let field = |register: usize, lsb: u32, bits: u32| (idr[register] >> lsb & ((1 << bits) - 1)) as u8;
                 Self {
                     $($name: idr[$register] >> $bit & 1 != 0,)*
+                    httu: field(0, 6, 2),
                     stall: match field(0, 24, 2) {
                         0b01 => StallModel::None,
                         0b10 => StallModel::Forced,
@@ -56,13 +59,12 @@ macro_rules! features {
             }
 
             /// Registers IDR0 to IDR5. What is not a feature here is as Linux needs it: AArch64 little-endian tables,
-            /// two-level stream tables, hierarchical attribute disable, granules of 4K and 64K.
+            /// hierarchical attribute disable.
             pub fn idrs(&self) -> [u32; 6] {
-                let (ttf_aarch64, cd_2level, little_endian, st_2level) = (0b10 << 2, 1 << 19, 0b10 << 21, 0b01 << 27);
-                let (had, gran4k, gran64k) = (1 << 2, 1 << 4, 1 << 6);
-                let mut idr = [ttf_aarch64 | cd_2level | little_endian | st_2level, 0, 0, had, 0, gran4k | gran64k];
+                let (ttf_aarch64, little_endian, had) = (0b10 << 2, 0b10 << 21, 1 << 2);
+                let mut idr = [ttf_aarch64 | little_endian, 0, 0, had, 0, 0];
                 $(idr[$register] |= u32::from(self.$name) << $bit;)*
-                idr[0] |= (self.stall as u32) << 24;
+                idr[0] |= u32::from(self.httu) << 6 | (self.stall as u32) << 24;
                 idr[1] |= u32::from(self.sid_bits) | u32::from(self.ssid_bits) << 6;
                 idr[1] |= u32::from(self.priqs) << 11 | u32::from(self.eventqs) << 16 | u32::from(self.cmdqs) << 21;
                 idr[5] |= u32::from(self.oas);
@@ -73,6 +75,7 @@ macro_rules! features {
             pub const fn none() -> Self {
                 Self {
                     $($name: false,)*
+                    httu: 0,
                     stall: StallModel::None,
                     cmdqs: 7,
                     eventqs: 7,
@@ -95,7 +98,8 @@ features! {
     s1p = 0[1],
     /// Accesses of the SMMU are coherent (IDR0.COHACC).
     coherent = 0[4],
-    /// EL2 contexts (IDR0.Hyp).
+    /// EL2 contexts (IDR0.Hyp). No preset has them: a guest kernel at EL2 would use them for all of its stage 1, and each invalidation
+    /// would be a request to the VMM, since no host executes TLBI_EL2_* for a guest.
     hyp = 0[9],
     /// ATS, and with it ATC_INV (IDR0.ATS).
     ats = 0[10],
@@ -103,12 +107,17 @@ features! {
     asid16 = 0[12],
     /// CMD_SYNC may complete by an MSI (IDR0.MSI).
     msi = 0[13],
-    /// WFE wake-ups are generated (IDR0.SEV).
+    /// WFE wake-ups are generated (IDR0.SEV). No preset has them: the engine sends no events, so that a guest that waits by WFE
+    /// is woken by its CPU's event stream only.
     sev = 0[14],
     /// Page requests, and with them PRI_RESP (IDR0.PRI).
     pri = 0[16],
     /// 16-bit VMIDs (IDR0.VMID16).
     vmid16 = 0[18],
+    /// Two-level tables of context descriptors (IDR0.CD2L). The host's SMMU walks them.
+    cd2l = 0[19],
+    /// Two-level stream tables (IDR0.ST_LEVEL).
+    st2l = 0[27],
     /// Enhanced Command Queues (IDR1.ECMDQ).
     ecmdq = 1[31],
     /// Memory partitioning, and with it CFGI_VMS_PIDM (IDR3.MPAM).
@@ -117,6 +126,12 @@ features! {
     ril = 3[10],
     /// Device permission tables, and with them DPTI_* (IDR3.DPT).
     dpt = 3[15],
+    /// Granules of 4 KiB (IDR5.GRAN4K).
+    gran4k = 5[4],
+    /// Granules of 16 KiB (IDR5.GRAN16K).
+    gran16k = 5[5],
+    /// Granules of 64 KiB (IDR5.GRAN64K).
+    gran64k = 5[6],
     /// 52-bit addresses with 4K and 16K granules (IDR5.DS).
     ds = 5[7],
     /// 128-bit descriptors (IDR5.D128).
@@ -164,6 +179,19 @@ pub enum FeaturesError {
     },
 }
 
+/// A field of an ID register that is more for the guest than the host has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+#[error("the guest is shown {field}={guest}, the host has {host}")]
+pub struct BeyondHost {
+    /// The field.
+    pub field: &'static str,
+    /// What the guest is shown; for S1P at least 1, since TLBI_NSNH_ALL takes a host with stage 1.
+    pub guest: u8,
+    /// What the host has.
+    pub host: u8,
+}
+
 impl Default for Features {
     fn default() -> Self {
         Self::linux()
@@ -174,28 +202,29 @@ impl Features {
     /// What Linux makes the most of in a virtual SMMU: stage 1, coherent, MSIs, range invalidation, 16-bit ASIDs, queues of
     /// up to 32,768 commands; no ATS, no ECMDQs.
     pub const fn linux() -> Self {
-        Self { s1p: true, coherent: true, msi: true, ril: true, asid16: true, cmdqs: 15, ..Self::none() }
+        Self { coherent: true, msi: true, ril: true, asid16: true, cmdqs: 15, ..Self::minimal() }
     }
 
-    /// The least that Linux takes: stage 1, a command queue of 128 entries, completion by CONS.
+    /// The least that suits every Linux: stage 1 with granules of 4 and 64 KiB, two-level tables, a command queue of 128 entries,
+    /// completion by CONS.
     pub const fn minimal() -> Self {
-        Self { s1p: true, ..Self::none() }
+        Self { s1p: true, cd2l: true, st2l: true, gran4k: true, gran64k: true, ..Self::none() }
     }
 
-    /// Everything that the engine knows, with 256 ECMDQs on one control page.
+    /// Everything that the engine knows and that does no guest harm, with 256 ECMDQs on one control page.
     pub const fn everything() -> Self {
         Self {
             s2p: true,
-            hyp: true,
             ats: true,
-            sev: true,
             pri: true,
             vmid16: true,
             ecmdq: true,
             mpam: true,
             dpt: true,
+            gran16k: true,
             ds: true,
             d128: true,
+            httu: 2,
             stall: StallModel::Supported,
             cmdqs: 19,
             eventqs: 19,
@@ -211,6 +240,59 @@ impl Features {
     /// With 2^`pages_log2` control pages of 2^`queues_log2` ECMDQs each.
     pub const fn with_ecmdqs(self, pages_log2: u8, queues_log2: u8) -> Self {
         Self { ecmdq: true, control_pages_log2: pages_log2, page_queues_log2: queues_log2, ..self }
+    }
+
+    /// What the host must have as well if it is shown to a guest, field by field: what the host's SMMU does with the guest's tables and
+    /// commands, which nobody can do in its place. `1` stands for a feature that is there.
+    fn of_host(&self) -> [(&'static str, u8); 13] {
+        [
+            ("S1P", self.s1p.into()),
+            ("HTTU", self.httu),
+            ("ASID16", self.asid16.into()),
+            ("CD2L", self.cd2l.into()),
+            ("ST_LEVEL", self.st2l.into()),
+            ("SIDSIZE", self.sid_bits),
+            ("SSIDSIZE", self.ssid_bits),
+            ("OAS", self.oas),
+            ("GRAN4K", self.gran4k.into()),
+            ("GRAN16K", self.gran16k.into()),
+            ("GRAN64K", self.gran64k.into()),
+            ("DS", self.ds.into()),
+            ("D128", self.d128.into()),
+        ]
+    }
+
+    /// Checks that a host with the features `host` can be behind a guest that is shown these: nothing of the guest's is more than the
+    /// host's. Range invalidation and ATS may be shown without the host having them.
+    ///
+    /// # Errors
+    ///
+    /// The first field that is more than the host has. A host needs stage 1 always.
+    pub fn check_host(&self, host: &Self) -> Result<(), BeyondHost> {
+        // TLBI_NSNH_ALL is never illegal for a guest, and goes to the host as TLBI_NH_ALL.
+        let guest = Self { s1p: true, ..*self };
+        let pairs = guest.of_host().into_iter().zip(host.of_host());
+        let mut beyond = pairs.filter(|((_, guest), (_, host))| guest > host);
+        beyond.next().map_or(Ok(()), |((field, guest), (_, host))| Err(BeyondHost { field, guest, host }))
+    }
+
+    /// These features without what [`Self::check_host`] would refuse, for a VMM that shows a guest as much as the host allows.
+    pub fn limited_to(self, host: &Self) -> Self {
+        Self {
+            httu: self.httu.min(host.httu),
+            asid16: self.asid16 && host.asid16,
+            cd2l: self.cd2l && host.cd2l,
+            st2l: self.st2l && host.st2l,
+            sid_bits: self.sid_bits.min(host.sid_bits),
+            ssid_bits: self.ssid_bits.min(host.ssid_bits),
+            oas: self.oas.min(host.oas),
+            gran4k: self.gran4k && host.gran4k,
+            gran16k: self.gran16k && host.gran16k,
+            gran64k: self.gran64k && host.gran64k,
+            ds: self.ds && host.ds,
+            d128: self.d128 && host.d128,
+            ..self
+        }
     }
 
     /// Checks that a virtual SMMU can have these features (facts sheet, section 2.1).
@@ -233,6 +315,7 @@ impl Features {
             ("SIDSIZE", self.sid_bits, 0, 32, ARCHITECTURE),
             ("SSIDSIZE", self.ssid_bits, 0, 20, ARCHITECTURE),
             ("OAS", self.oas, 0, 7, "its encodings"),
+            ("HTTU", self.httu, 0, 2, "its encodings"),
             ("LOG2NUMP", self.control_pages_log2, 0, 8, "256 control pages are the most"),
             ("LOG2NUMQ", self.page_queues_log2, 0, 8, "a control page holds 256 queues at most"),
         ] {
@@ -240,8 +323,10 @@ impl Features {
                 return Err(FeaturesError::Size { field, value, least, most, why });
             }
         }
+        let any_granule = self.gran4k || self.gran16k || self.gran64k;
         for (feature, has, needs, there, why) in [
             ("an SMMU", true, "stage 1 or stage 2", self.s1p || self.s2p, "it translates nothing"),
+            ("an SMMU", true, "GRAN4K, GRAN16K or GRAN64K", any_granule, "no table can be walked"),
             (
                 "ECMDQ",
                 self.ecmdq,
@@ -250,6 +335,20 @@ impl Features {
                 "its control pages and queues are coherent memory",
             ),
             ("ECMDQ", self.ecmdq, "MSI", self.msi, "a CMD_SYNC of each queue signals by an MSI of its own"),
+            (
+                "ECMDQ",
+                self.ecmdq,
+                "SEV=0",
+                !self.sev,
+                "a guest would wait for events, which its queues do not send",
+            ),
+            (
+                "ECMDQ",
+                self.ecmdq,
+                "Hyp=0",
+                !self.hyp,
+                "a guest at EL2 would send what only the VMM can execute",
+            ),
             ("Hyp", self.hyp, "S1P", self.s1p, "EL2 contexts are stage 1"),
             ("ASID16", self.asid16, "S1P", self.s1p, "ASIDs belong to stage 1"),
             ("SSIDSIZE above 0", self.ssid_bits > 0, "S1P", self.s1p, "SubstreamIDs select stage 1 contexts"),

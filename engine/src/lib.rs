@@ -84,23 +84,25 @@ mod outbox;
 mod share;
 mod sleep;
 mod stats;
+mod stream_table;
 mod submission;
 mod token;
 mod vsmmu;
 mod worker;
 
 pub use command::{Command, CommandError, Opcode};
-pub use events::{Event, EventKind};
-pub use features::{Features, FeaturesError, StallModel};
+pub use events::{Event, EventKind, Events};
+pub use features::{BeyondHost, Features, FeaturesError, StallModel};
 pub use identity::{HostStreamId, StreamConfig, StreamId, StreamMap, StreamMapError, Vmid};
 pub use interrupts::{EventfdInterrupts, Interrupts, MsiSink, NoInterrupts};
 pub use share::{RateLimit, Share};
 pub use sleep::{SleeperKind, Waker};
 pub use stats::Stats;
+pub use stream_table::{Ste, StreamFault, StreamTable};
 pub use token::Token;
 pub use vsmmu::{
-    AutoResponse, Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd, Inspection, NotPaused,
-    NotRecorded, OnRequest, PageRequestLost, RestoreError, Snapshot, SnapshotError, StatsReader, StreamIdOf,
-    VirtualSmmu,
+    AutoResponse, BindHostError, Config, ConfigError, ControlPage, Doorbell, DoorbellTraps, FrontEnd,
+    Inspection, NotPaused, NotRecorded, OnRequest, PageRequestLost, RestoreError, Snapshot, SnapshotError,
+    StatsReader, StreamIdOf, VirtualSmmu,
 };
-pub use worker::{AttachError, Idle, Leaving, Nap, Running, Worker, WorkerHandle};
+pub use worker::{AttachError, Detaching, Idle, Nap, Running, Worker, WorkerHandle};

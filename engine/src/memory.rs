@@ -1,4 +1,4 @@
-//! From addresses to shared memory: the only module of this crate with `unsafe`.
+//! From addresses to shared memory: the only module that makes regions out of pointers.
 //!
 //! What it guarantees: each [`SharedRegion`] it makes points at mapped memory and owns what keeps it mapped.
 #![expect(unsafe_code, reason = "a mapping's pointer can only be wrapped by promising that it stays mapped")]

@@ -5,14 +5,14 @@ mod common;
 use common::reg::CR0;
 use common::*;
 use ecmdq_engine::host::Cause::{AtcTimeout, Illegal, Transient};
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::{Command, CommandError, Opcode, Worker};
 
 /// Two workers, with a guest each, whose producers share a native ring.
 struct Pair {
     guests: Vec<Guest>,
     workers: Vec<Worker<NativeRing>>,
-    smmu: HostSmmu,
+    smmu: RingConsumer,
 }
 
 impl Pair {

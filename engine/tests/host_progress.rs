@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::{iter, thread};
 
 use common::*;
 use ecmdq_engine::host::iommufd::{self, Invalidate};
-use ecmdq_engine::host::{HostQueue, HostSmmu, NativeRing};
+use ecmdq_engine::host::{HostQueue, NativeRing, RingConsumer};
 use ecmdq_engine::{Command, CommandError, Doorbell, EventKind, Idle, Opcode, Worker};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
@@ -34,7 +35,7 @@ fn goes_on_after(error: CommandError) {
     let (mut guest, mut worker) = flooded(ring);
     (0..10).for_each(|_| _ = worker.poll());
     let mut told = false;
-    let mut host = |smmu: &mut HostSmmu| {
+    let mut host = |smmu: &mut RingConsumer| {
         smmu.poll_with(|commands| {
             if std::mem::replace(&mut told, true) { (commands.len(), None) } else { (0, Some(error)) }
         })
@@ -72,10 +73,10 @@ fn a_full_host_ring_that_stops_with_cerror_abt_goes_on_without_a_cmd_sync() {
 struct Refuses(AtomicBool);
 
 impl Invalidate for Refuses {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
         // One thread: no order is needed.
         match commands.len() == 1 && !self.0.swap(true, Relaxed) || !self.0.load(Relaxed) {
-            true => Err(Errno::IO),
+            true => Err(Errno::IO.into()),
             false => Ok(()),
         }
     }
@@ -100,7 +101,7 @@ fn told_of_a_stall(idle: Idle, commands: &[Command]) {
     let idle = Idle { stalled: Duration::from_millis(20), ..idle };
     let running = worker.with_sleep(idle).unwrap().spawn("worker", None).unwrap();
     guest.send(commands);
-    let told = iter::from_fn(|| events.recv_timeout(PATIENCE).ok());
+    let told = iter::from_fn(|| events.wait_at_most(PATIENCE));
     assert!(told.map(|event| event.kind).any(|kind| matches!(kind, EventKind::HostStalled(_))));
     drop(running);
 }
@@ -131,7 +132,7 @@ fn an_event_loop_is_told_that_a_host_queue_stands_still() {
             assert!(at_most <= Duration::from_millis(1));
             thread::sleep(Duration::from_millis(1));
         }
-        events.try_iter().any(|event| matches!(event.kind, EventKind::HostStalled(_)))
+        events.waiting().any(|event| matches!(event.kind, EventKind::HostStalled(_)))
     });
     assert!(told);
 }
@@ -140,7 +141,7 @@ fn an_event_loop_is_told_that_a_host_queue_stands_still() {
 fn a_host_queue_that_wakes_its_worker_is_told_to_stand_still_by_a_worker_that_sleeps() {
     struct Never;
     impl Invalidate for Never {
-        fn invalidate(&self, _: &[Command]) -> Result<(), Errno> {
+        fn invalidate(&self, _: &[Command]) -> io::Result<()> {
             unreachable!("the executor does not run")
         }
     }
@@ -157,7 +158,7 @@ fn a_host_queue_that_wakes_its_worker_is_told_to_stand_still_by_a_worker_that_sl
     let running = worker.with_sleep(idle).unwrap().spawn("worker", None).unwrap();
     guest.send(&[nh_asid(1), sync()]);
     running.handle().wake();
-    let told = iter::from_fn(|| events.recv_timeout(PATIENCE).ok());
+    let told = iter::from_fn(|| events.wait_at_most(PATIENCE));
     assert!(told.map(|event| event.kind).any(|kind| matches!(kind, EventKind::HostStalled(_))));
     drop(running);
 }
@@ -177,7 +178,7 @@ fn watched(stalled: Duration) -> (Guest, Worker<Script>, Script) {
 
 fn stalls(worker: &Worker<Script>) -> usize {
     let events = worker.events();
-    events.try_iter().filter(|event| matches!(event.kind, EventKind::HostStalled(_))).count()
+    events.waiting().filter(|event| matches!(event.kind, EventKind::HostStalled(_))).count()
 }
 
 #[test]

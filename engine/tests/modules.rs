@@ -71,3 +71,18 @@ fn a_circle_is_found() {
     graph.entry("command".into()).or_default().insert("worker".into());
     assert!(circle(graph).contains_key("command"));
 }
+
+/// The files of the engine and the ring that docs/design.md names in its section "Unsafe", and those that allow unsafe code.
+#[test]
+fn unsafe_code_is_where_the_design_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let design = fs::read_to_string(root.join("docs/design.md")).unwrap();
+    let section = design.split("## Unsafe").nth(1).unwrap().split("\n## ").next().unwrap();
+    let said: BTreeSet<_> =
+        section.split('`').filter(|name| name.ends_with(".rs")).map(PathBuf::from).collect();
+    let mut files = Vec::new();
+    ["engine/src", "ring/src"].iter().for_each(|dir| sources(&root.join(dir), &mut files));
+    files.retain(|file| fs::read_to_string(file).unwrap().contains("(unsafe_code"));
+    let found = files.iter().map(|file| file.strip_prefix(root).unwrap().to_path_buf()).collect();
+    assert_eq!(said, found);
+}

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use common::reg::*;
 use common::*;
 use ecmdq_engine::Worker;
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -48,7 +48,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
 struct Lean {
     guest: Guest,
     worker: Worker<NativeRing>,
-    host: HostSmmu,
+    host: RingConsumer,
 }
 
 impl Lean {

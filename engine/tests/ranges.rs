@@ -162,13 +162,31 @@ fn stage_1() -> Features {
 
 #[test]
 fn what_only_the_host_can_do_is_refused_when_it_cannot() {
-    let lacks = |what: &str| Err(format!("the guest is shown {what}, which the host lacks"));
-    assert_eq!(on_host(&stage_1(), &Features::none()), lacks("stage 1"));
-    assert_eq!(on_host(&Features::none(), &Features::none()), lacks("TLBI_NSNH_ALL"));
-    assert_eq!(beyond(|guest| guest.asid16 = true), lacks("16-bit ASIDs"));
-    assert_eq!(beyond(|guest| guest.ds = true), lacks("IDR5.DS"));
-    assert_eq!(beyond(|guest| guest.d128 = true), lacks("128-bit descriptors"));
-    assert_eq!(beyond(|guest| guest.ssid_bits = 1), lacks("longer SubstreamIDs"));
+    let lacks = |field, guest, host| Err(format!("the guest is shown {field}={guest}, the host has {host}"));
+    assert_eq!(on_host(&stage_1(), &Features::none()), lacks("S1P", 1, 0));
+    assert_eq!(on_host(&Features::none(), &Features::none()), lacks("S1P", 1, 0));
+    assert_eq!(beyond(|guest| guest.httu = 2), lacks("HTTU", 2, 0));
+    assert_eq!(beyond(|guest| guest.asid16 = true), lacks("ASID16", 1, 0));
+    assert_eq!(beyond(|guest| guest.cd2l = true), lacks("CD2L", 1, 0));
+    assert_eq!(beyond(|guest| guest.st2l = true), lacks("ST_LEVEL", 1, 0));
+    assert_eq!(beyond(|guest| guest.sid_bits = 17), lacks("SIDSIZE", 17, 16));
+    assert_eq!(beyond(|guest| guest.ssid_bits = 1), lacks("SSIDSIZE", 1, 0));
+    assert_eq!(beyond(|guest| guest.oas = 5), lacks("OAS", 5, 4));
+    assert_eq!(beyond(|guest| guest.gran4k = true), lacks("GRAN4K", 1, 0));
+    assert_eq!(beyond(|guest| guest.gran16k = true), lacks("GRAN16K", 1, 0));
+    assert_eq!(beyond(|guest| guest.gran64k = true), lacks("GRAN64K", 1, 0));
+    assert_eq!(beyond(|guest| guest.ds = true), lacks("DS", 1, 0));
+    assert_eq!(beyond(|guest| guest.d128 = true), lacks("D128", 1, 0));
+}
+
+#[test]
+fn a_host_may_have_more_and_what_is_limited_to_it_fits() {
+    let (all, little) = (Features::everything(), stage_1());
+    assert_eq!(on_host(&little, &all), Ok(()));
+    assert!(on_host(&all, &little).is_err());
+    assert_eq!(on_host(&all.limited_to(&little), &little), Ok(()));
+    assert_eq!(all.limited_to(&all), all);
+    assert_eq!(little.limited_to(&all), little, "nothing is added");
 }
 
 #[test]

@@ -4,7 +4,8 @@ mod common;
 
 use common::reg::*;
 use common::*;
-use ecmdq_engine::rules::{Request, StreamTable};
+use ecmdq_engine::StreamTable;
+use ecmdq_engine::rules::Request;
 
 const CR1: usize = 0x28;
 const STRTAB_BASE: usize = 0x80;
@@ -48,6 +49,7 @@ fn smmuen_tells_the_vmm_where_the_stream_table_is() {
         machine.settle();
         let table = StreamTable { base: 0x4000_0000_4008_0000, config: 0x1_0210, cr1: 0xd75 };
         assert_eq!(vmm.complete(), Request::Enable(table));
+        assert_eq!(machine.worker.guests().next().unwrap().stream_table(), table);
         machine.settle();
         assert_eq!((machine.guest.read(CR0ACK), vmm.waiting()), (SMMUEN, 0));
     });
@@ -164,7 +166,7 @@ fn gbpa_update_falls_when_the_vmm_has_followed() {
         machine.guest.write(GBPA, UPDATE | 0x0010_1004);
         machine.settle();
         assert_eq!(machine.guest.read(GBPA), UPDATE | 0x0010_1004);
-        assert_eq!(vmm.complete(), Request::Bypass(0x0010_1004));
+        assert_eq!(vmm.complete(), Request::UpdateGbpa(0x0010_1004));
         machine.settle();
         assert_eq!((machine.guest.read(GBPA), vmm.waiting()), (0x0010_1004, 0));
     });
@@ -180,7 +182,7 @@ fn nothing_else_waits_for_gbpa() {
         machine.guest.write(CR0, CMDQEN);
         machine.settle();
         assert_eq!((machine.guest.cons(), vmm.waiting()), (2, 2));
-        assert_eq!((vmm.complete(), vmm.complete()), (Request::Bypass(0x10_0000), Request::Disable));
+        assert_eq!((vmm.complete(), vmm.complete()), (Request::UpdateGbpa(0x10_0000), Request::Disable));
         machine.settle();
         assert_eq!((machine.guest.read(CR0ACK), machine.guest.read(GBPA)), (CMDQEN, 0x10_0000));
     });

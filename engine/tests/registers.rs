@@ -50,7 +50,7 @@ fn the_id_registers_of_the_default_features() {
 fn each_feature_shows_in_its_own_bits_only() {
     let [idr0, idr1, idr3, idr5, aidr] = [0x0948_301a, 0x01e7_0010, 0x0000_0404, 0x0000_0054, 0x0000_0002];
     type Change = fn(&mut Features);
-    let cases: [(Change, [u32; 5]); 11] = [
+    let cases: [(Change, [u32; 5]); 17] = [
         (|f| f.coherent = false, [0x0948_300a, idr1, idr3, idr5, aidr]),
         (|f| f.msi = false, [0x0948_101a, idr1, idr3, idr5, aidr]),
         (|f| f.sev = true, [0x0948_701a, idr1, idr3, idr5, aidr]),
@@ -61,6 +61,12 @@ fn each_feature_shows_in_its_own_bits_only() {
         (|f| f.eventqs = 19, [idr0, 0x01f3_0010, idr3, idr5, aidr]),
         (|f| f.sid_bits = 32, [idr0, 0x01e7_0020, idr3, idr5, aidr]),
         (|f| f.ssid_bits = 20, [idr0, 0x01e7_0510, idr3, idr5, aidr]),
+        (|f| f.httu = 2, [0x0948_309a, idr1, idr3, idr5, aidr]),
+        (|f| f.cd2l = false, [0x0940_301a, idr1, idr3, idr5, aidr]),
+        (|f| f.st2l = false, [0x0148_301a, idr1, idr3, idr5, aidr]),
+        (|f| f.gran4k = false, [idr0, idr1, idr3, 0x0000_0044, aidr]),
+        (|f| f.gran16k = true, [idr0, idr1, idr3, 0x0000_0074, aidr]),
+        (|f| f.gran64k = false, [idr0, idr1, idr3, 0x0000_0014, aidr]),
         (|f| f.oas = 5, [idr0, idr1, idr3, 0x0000_0055, aidr]),
     ];
     for (n, (change, expected)) in cases.into_iter().enumerate() {
@@ -82,7 +88,7 @@ fn everything_but_the_id_registers_is_zero_after_reset() {
 #[test]
 fn features_that_no_smmu_has_are_refused() {
     type Change = fn(&mut Features);
-    let cases: [(Change, &str); 21] = [
+    let cases: [(Change, &str); 25] = [
         (|f| f.cmdqs = 6, "CMDQS is 6, must be within 7 to 19: Linux refuses queues of up to 64 entries, "),
         (|f| f.cmdqs = 20, "CMDQS is 20, must be within 7 to 19: "),
         (|f| f.eventqs = 20, "EVENTQS is 20, must be within 0 to 19: "),
@@ -93,6 +99,10 @@ fn features_that_no_smmu_has_are_refused() {
         (|f| f.oas = 8, "OAS is 8, must be within 0 to 7: "),
         (|f| *f = f.with_ecmdqs(9, 0), "LOG2NUMP is 9, must be within 0 to 8: "),
         (|f| *f = f.with_ecmdqs(0, 9), "LOG2NUMQ is 9, must be within 0 to 8: "),
+        (|f| f.httu = 3, "HTTU is 3, must be within 0 to 2: "),
+        (|f| (f.gran4k, f.gran64k) = (false, false), "an SMMU without GRAN4K, GRAN16K or GRAN64K: "),
+        (|f| (*f, f.sev) = (f.with_ecmdqs(0, 1), true), "ECMDQ without SEV=0: "),
+        (|f| (*f, f.hyp) = (f.with_ecmdqs(0, 1), true), "ECMDQ without Hyp=0: "),
         (|f| *f = Features::none(), "an SMMU without stage 1 or stage 2: "),
         (|f| (f.ecmdq, f.coherent) = (true, false), "ECMDQ without COHACC: "),
         (|f| (f.ecmdq, f.msi) = (true, false), "ECMDQ without MSI: "),

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use ecmdq_engine::host::Cause::{AtcTimeout, Illegal};
-use ecmdq_engine::host::{Cause, Failure, HostQueue, HostSmmu, NativeRing, Ticket};
+use ecmdq_engine::host::{Cause, Failure, HostQueue, NativeRing, RingConsumer, Ticket};
 use ecmdq_engine::{Command, CommandError, Opcode};
 
 /// As many failures as a producer keeps apart that it has not asked for.
@@ -12,7 +12,7 @@ const APART: u64 = 64;
 
 struct Pair {
     rings: Vec<NativeRing>,
-    smmu: HostSmmu,
+    smmu: RingConsumer,
 }
 
 impl Pair {

@@ -8,7 +8,7 @@ use std::thread;
 
 use common::*;
 use ecmdq_engine::Worker;
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 
 /// Sends `n` groups of commands, each with a CMD_SYNC whose MSI clears its own slot, and waits for each MSI as
 /// Linux does.
@@ -22,7 +22,7 @@ fn drive(guest: &mut Guest, n: u64) {
 }
 
 /// Serves the host's end until told to stop; checks that every page comes once and in order.
-fn serve(host: &mut HostSmmu, stop: &AtomicBool) -> u64 {
+fn serve(host: &mut RingConsumer, stop: &AtomicBool) -> u64 {
     let mut pages = 0;
     while !stop.load(Relaxed) {
         let taken = host.poll(|commands| {

@@ -12,8 +12,20 @@ use ecmdq_engine::{Command, Features, StreamConfig, StreamId};
 
 /// A machine with everything, SMMUEN and a queue of 2^4 entries, and its VMM.
 fn machine() -> (Machine, Vmm) {
+    machine_with(|f| *f = Features::everything())
+}
+
+/// The same with EL2 contexts, which exclude ECMDQs.
+fn machine_at_el2() -> (Machine, Vmm) {
+    machine_with(|f| {
+        *f = Features::everything();
+        (f.hyp, f.ecmdq) = (true, false);
+    })
+}
+
+fn machine_with(change: impl FnOnce(&mut Features)) -> (Machine, Vmm) {
     let vmm = Vmm::default();
-    let setup = Setup { on_request: vmm.on_request(), ..Setup::with(|f| *f = Features::everything()) };
+    let setup = Setup { on_request: vmm.on_request(), ..Setup::with(change) };
     let mut machine = Machine::new(setup);
     machine.guest.write(CR0, SMMUEN);
     machine.settle();
@@ -71,7 +83,7 @@ fn commands() -> Vec<(Command, Request)> {
 #[test]
 fn every_command_for_the_vmm_waits_with_cons_at_it() {
     for (command, expected) in commands() {
-        let (mut machine, vmm) = machine();
+        let (mut machine, vmm) = machine_at_el2();
         machine.run(&[nh_asid(1), command, nh_asid(2), sync()]);
         machine.settle();
         assert_eq!((machine.guest.cons(), machine.guest.active(), vmm.waiting()), (1, 0, 1), "{command}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use ecmdq_engine::host::{Failure, HostQueue, HostSmmu, NativeRing, Ticket};
+use ecmdq_engine::host::{Failure, HostQueue, NativeRing, RingConsumer, Ticket};
 use ecmdq_engine::rules::{End, MAX_EXPANSION, Rules};
 use ecmdq_engine::{Command, Features, HostStreamId, Opcode, StreamId, StreamMap, Vmid};
 
@@ -27,7 +27,7 @@ pub(super) struct Host {
     rules: Rules,
     streams: StreamMap,
     ring: NativeRing,
-    smmu: HostSmmu,
+    smmu: RingConsumer,
     rewritten: Vec<Command>,
     /// A CMD_SYNC was passed.
     due: bool,
@@ -80,7 +80,7 @@ impl Host {
     }
 }
 
-fn executed(smmu: &HostSmmu) -> Executed {
+fn executed(smmu: &RingConsumer) -> Executed {
     let syncs = smmu.received(Opcode::CMD_SYNC);
     Executed { commands: smmu.total() - syncs, syncs }
 }
@@ -89,7 +89,7 @@ fn executed(smmu: &HostSmmu) -> Executed {
 #[derive(Debug)]
 pub struct Inline {
     ring: NativeRing,
-    smmu: HostSmmu,
+    smmu: RingConsumer,
     counts: Arc<Counts>,
 }
 

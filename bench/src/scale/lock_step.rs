@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::Ordering::Release;
 use std::time::{Duration, Instant};
 
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::registers::ECMDQ_BASE;
 use ecmdq_engine::registers::{ECMDQ_CONS, ECMDQ_PROD};
 use ecmdq_engine::{Features, Opcode, VirtualSmmu, Worker};
@@ -22,7 +22,7 @@ const LOG2: u32 = 10;
 pub struct LockStep {
     vcpus: Vec<Vcpu>,
     worker: Worker<NativeRing>,
-    host: HostSmmu,
+    host: RingConsumer,
     /// What each group consists of.
     groups: Vec<Vec<Entry>>,
     polls: u64,

@@ -2,13 +2,15 @@
 
 pub mod iommufd;
 pub mod model;
+mod null;
 mod recovery;
 mod ring;
-mod smmu;
+mod ring_consumer;
 
 pub use model::ModelSmmu;
+pub use null::NullQueue;
 pub use ring::{MsiWord, NativeRing, RingFormat, RingLayout};
-pub use smmu::HostSmmu;
+pub use ring_consumer::RingConsumer;
 
 use crate::command::Command;
 use crate::sleep::Waker;
@@ -107,5 +109,35 @@ pub trait HostQueue {
     fn set_waker(&mut self, waker: &Waker) -> bool {
         let _ = waker;
         false
+    }
+}
+
+impl<T: HostQueue + ?Sized> HostQueue for Box<T> {
+    fn identities(&self) -> Identities {
+        (**self).identities()
+    }
+
+    fn submit(&mut self, commands: &[Command]) -> usize {
+        (**self).submit(commands)
+    }
+
+    fn sync(&mut self) -> Ticket {
+        (**self).sync()
+    }
+
+    fn submit_and_sync(&mut self, commands: &[Command]) -> (usize, Option<Ticket>) {
+        (**self).submit_and_sync(commands)
+    }
+
+    fn completed(&mut self) -> Ticket {
+        (**self).completed()
+    }
+
+    fn failure(&mut self, ticket: Ticket) -> Option<Failure> {
+        (**self).failure(ticket)
+    }
+
+    fn set_waker(&mut self, waker: &Waker) -> bool {
+        (**self).set_waker(waker)
     }
 }

@@ -10,7 +10,7 @@ use ecmdq_ring::{MultiProducer, QueueSize, QueueWords, SharedQueue, SharedRegion
 use vmm_sys_util::eventfd::EventFd;
 
 use super::recovery::{self, Recovery};
-use super::{Failure, HostQueue, HostSmmu, Ticket};
+use super::{Failure, HostQueue, RingConsumer, Ticket};
 use crate::command::{Command, Opcode};
 use crate::memory;
 
@@ -128,10 +128,10 @@ impl RingLayout {
     /// # Errors
     ///
     /// `InvalidInput` for a ring that is not wholly inside its memory.
-    pub fn consumer(&self) -> io::Result<HostSmmu> {
+    pub fn consumer(&self) -> io::Result<RingConsumer> {
         let (words, size) = self.words()?;
         let start = size.index(self.start);
-        Ok(HostSmmu::new(words, size, start, self.registers.clone(), self.format, self.msi.clone()))
+        Ok(RingConsumer::new(words, size, start, self.registers.clone(), self.format, self.msi.clone()))
     }
 }
 
@@ -176,7 +176,7 @@ impl NativeRing {
     /// # Errors
     ///
     /// `InvalidInput` for a log2 size below 2 or above 19; what the system said when it refused the memory.
-    pub fn with_consumer(log2: u32) -> io::Result<(Self, HostSmmu)> {
+    pub fn with_consumer(log2: u32) -> io::Result<(Self, RingConsumer)> {
         let (mut rings, smmu) = Self::several_with_consumer(log2, 1)?;
         let ring = rings.pop().ok_or(io::ErrorKind::InvalidInput)?;
         Ok((ring, smmu))
@@ -187,7 +187,7 @@ impl NativeRing {
     /// # Errors
     ///
     /// As [`Self::with_consumer`], and [`Self::new`].
-    pub fn several_with_consumer(log2: u32, producers: u32) -> io::Result<(Vec<Self>, HostSmmu)> {
+    pub fn several_with_consumer(log2: u32, producers: u32) -> io::Result<(Vec<Self>, RingConsumer)> {
         let size = QueueSize::from_log2(log2).ok_or(io::ErrorKind::InvalidInput)?;
         // PROD and CONS a page apart from the slots and from each other: one writer a cache line.
         const PAGE: usize = 4096;

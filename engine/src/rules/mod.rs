@@ -24,13 +24,13 @@ use thiserror::Error;
 use vm_memory::GuestAddress;
 
 use crate::command::{Command, Opcode};
-use crate::features::Features;
+use crate::features::{BeyondHost, Features};
 use crate::host::Identities;
 use crate::identity::{HostStreamId, StreamConfig, StreamId, StreamMap, Vmid};
 use compile::{Kind, Rule};
 
 pub use checks::MAX_EXPANSION;
-pub use request::{PageResponse, Request, ResumeAction, StreamTable};
+pub use request::{PageResponse, Request, ResumeAction};
 
 /// Why a command is CERROR_ILL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -132,11 +132,6 @@ impl Quirk {
     }
 }
 
-/// A feature that a guest is shown cannot be had on the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the guest is shown {0}, which the host lacks")]
-pub struct BeyondHost(&'static str);
-
 /// The rules of one virtual SMMU.
 #[derive(Debug)]
 pub struct Rules {
@@ -163,21 +158,9 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// [`BeyondHost`] for a feature that only the host itself can provide; so a host needs stage 1 always.
+    /// As [`Features::check_host`].
     pub fn new(guest: &Features, host: &Features, vmid: Vmid, quirks: &[Quirk]) -> Result<Self, BeyondHost> {
-        for (name, beyond) in [
-            ("stage 1", guest.s1p && !host.s1p),
-            // It is never illegal for a guest, and goes to the host as TLBI_NH_ALL.
-            ("TLBI_NSNH_ALL", !host.s1p),
-            ("16-bit ASIDs", guest.asid16 && !host.asid16),
-            ("IDR5.DS", guest.ds && !host.ds),
-            ("128-bit descriptors", guest.d128 && !host.d128),
-            ("longer SubstreamIDs", guest.ssid_bits > host.ssid_bits),
-        ] {
-            if beyond {
-                return Err(BeyondHost(name));
-            }
-        }
+        guest.check_host(host)?;
         let mut rules = Self {
             table: compile::table(guest, host, vmid),
             vmid,
@@ -189,6 +172,14 @@ impl Rules {
         };
         rules.find_plain();
         Ok(rules)
+    }
+
+    /// The rules for the same guest on another host. On an error nothing has changed.
+    pub(crate) fn bind_host(&mut self, guest: &Features, host: &Features) -> Result<(), BeyondHost> {
+        guest.check_host(host)?;
+        self.table = compile::table(guest, host, self.host_vmid());
+        self.find_plain();
+        Ok(())
     }
 
     /// Follows CR0.SMMUEN: while it is 0, ATC_INV and PRI_RESP are checked and have no effect (facts sheet, section 1.5).
@@ -219,7 +210,13 @@ impl Rules {
     /// Commands name the identities that the host queue takes.
     pub(crate) fn set_identities(&mut self, identities: Identities) {
         self.guest_streams = identities == Identities::Guest;
-        compile::set_vmid(&mut self.table, if self.guest_streams { Vmid(0) } else { self.vmid });
+        let vmid = self.host_vmid();
+        compile::set_vmid(&mut self.table, vmid);
+    }
+
+    /// The VMID in commands to the host.
+    fn host_vmid(&self) -> Vmid {
+        if self.guest_streams { Vmid(0) } else { self.vmid }
     }
 
     /// What commands to the host call a guest's stream; `None` if the guest does not own it.

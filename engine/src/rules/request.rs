@@ -4,6 +4,7 @@ use super::{Reason, Rules};
 use crate::command::table::{self, Check};
 use crate::command::{Command, Opcode};
 use crate::identity::{StreamConfig, StreamId};
+use crate::stream_table::StreamTable;
 
 /// What a guest asks of the VMM, by a command or by a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub enum Request {
     /// CR0.SMMUEN became 0: streams bypass or abort, as GBPA says.
     Disable,
     /// GBPA was updated to this value.
-    Bypass(u32),
+    UpdateGbpa(u32),
     /// CFGI_STE, CFGI_STE_RANGE, CFGI_ALL: stream table entries have changed, and must be read again.
     Streams(StreamConfig),
     /// RESUME: a stalled transaction goes on or ends.
@@ -32,17 +33,6 @@ pub enum Request {
     PageResponse(PageResponse),
     /// A command that needs features which only the VMM can emulate: EL2 and stage 2 TLBIs, CFGI_VMS_PIDM, DPTI_ALL.
     Other(Command),
-}
-
-/// Where the stream table is, as the registers say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamTable {
-    /// STRTAB_BASE.
-    pub base: u64,
-    /// STRTAB_BASE_CFG.
-    pub config: u32,
-    /// CR1: the attributes of its memory.
-    pub cr1: u32,
 }
 
 /// What becomes of a stalled transaction.

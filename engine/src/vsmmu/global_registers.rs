@@ -10,7 +10,7 @@ use super::state::State;
 use crate::command::CommandError;
 use crate::events::EventKind;
 use crate::registers::*;
-use crate::rules::{Request, StreamTable};
+use crate::rules::Request;
 use crate::token::Outcome;
 
 impl State {
@@ -75,7 +75,8 @@ impl State {
                 return before;
             }
             self.smmuen_pending = Some(wanted);
-            let request = if wanted != 0 { Request::Enable(self.stream_table()) } else { Request::Disable };
+            let request =
+                if wanted != 0 { Request::Enable(self.pages.stream_table()) } else { Request::Disable };
             self.ask(request, token);
         }
         let (Some(outcome), Some(value)) = (self.tokens.outcome(token), self.smmuen_pending) else {
@@ -92,7 +93,7 @@ impl State {
         let value = before.unwrap_or(gbpa);
         if before.is_none() {
             self.gbpa_pending = Some(value);
-            self.ask(Request::Bypass(value & !GBPA_UPDATE), token);
+            self.ask(Request::UpdateGbpa(value & !GBPA_UPDATE), token);
         }
         let Some(outcome) = self.tokens.outcome(token) else { return before.is_none() };
         self.gbpa_pending = None;
@@ -116,15 +117,6 @@ impl State {
             self.counters.requests_failed.add(1);
             self.emit(EventKind::RequestFailed);
             self.raise(GERROR_SFM_ERR);
-        }
-    }
-
-    fn stream_table(&self) -> StreamTable {
-        // Relaxed: ordered by the acquire load of CR0.
-        StreamTable {
-            base: self.pages.frame.load_u64(STRTAB_BASE, Relaxed),
-            config: self.pages.frame.load_u32(STRTAB_BASE_CFG, Relaxed),
-            cr1: self.pages.frame.load_u32(CR1, Relaxed),
         }
     }
 

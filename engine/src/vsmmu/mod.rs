@@ -31,15 +31,16 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::events::EventSink;
-use crate::features::{Features, FeaturesError};
+use crate::features::{BeyondHost, Features, FeaturesError};
 use crate::host::Identities;
 use crate::identity::{StreamMap, Vmid};
 use crate::interrupts::Interrupts;
 use crate::memory::GuestRam;
 use crate::registers::{CR0, GBPA, GERRORN, IRQ_CTRL};
-use crate::rules::{BeyondHost, Quirk, Rejected};
+use crate::rules::{Quirk, Rejected};
 use crate::sleep::{Notified, WakerSlot};
 use crate::stats::{Counters, Stats};
+use crate::stream_table::StreamTable;
 use calls::Callbacks;
 use doorbell::Writing;
 pub(crate) use ready::Ready;
@@ -99,6 +100,18 @@ pub enum ConfigError {
     /// No memory for the control pages.
     #[error("no memory for the control pages: {0}")]
     Memory(io::ErrorKind),
+}
+
+/// Why a host was not bound to a virtual SMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BindHostError {
+    /// The guest is shown more than the host has.
+    #[error(transparent)]
+    BeyondHost(#[from] BeyondHost),
+    /// The guest relies on what it was shown.
+    #[error("the guest has enabled its SMMU or a queue: bind the host before, or after a reset")]
+    Enabled,
 }
 
 /// A virtual SMMU. Clones are handles to the same one.
@@ -164,6 +177,24 @@ impl VirtualSmmu {
     /// What it shows in its ID registers.
     pub fn features(&self) -> Features {
         self.0.features
+    }
+
+    /// Follows that the host's SMMU is one with these features: for a VMM that learns only when it makes the first device what is behind
+    /// its guest, or moves the guest to other devices. What the guest is shown does not change.
+    ///
+    /// It takes a guest that has nothing enabled: the SMMU, a queue, or anything else of CR0.
+    ///
+    /// # Errors
+    ///
+    /// [`BindHostError`]; then nothing has changed.
+    pub fn bind_host(&self, host_features: Features) -> Result<(), BindHostError> {
+        self.0.control(|state| state.bind_host(&host_features))
+    }
+
+    /// Where the guest's registers say that its stream table is: since [`Request::Enable`](crate::rules::Request::Enable) until CR0.SMMUEN is
+    /// cleared, what that request said.
+    pub fn stream_table(&self) -> StreamTable {
+        self.0.pages.stream_table()
     }
 
     /// The ECMDQ control pages, to be mapped into the guest; none unless the front end is [`FrontEnd::Direct`].

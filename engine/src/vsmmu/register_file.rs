@@ -12,6 +12,7 @@ use super::ConfigError;
 use crate::features::Features;
 use crate::memory;
 use crate::registers::*;
+use crate::stream_table::StreamTable;
 
 /// How the guest reaches the registers.
 #[derive(Clone, Debug)]
@@ -52,6 +53,15 @@ pub(crate) struct RegisterFile {
 }
 
 impl RegisterFile {
+    pub fn stream_table(&self) -> StreamTable {
+        // Relaxed: whoever looks has seen SMMUEN, by the acquire load of CR0.
+        StreamTable {
+            base: self.frame.load_u64(STRTAB_BASE, Relaxed),
+            config: self.frame.load_u32(STRTAB_BASE_CFG, Relaxed),
+            cr1: self.frame.load_u32(CR1, Relaxed),
+        }
+    }
+
     pub fn new(front_end: FrontEnd, features: &Features) -> Result<Self, ConfigError> {
         let control_len = features.control_pages() * CONTROL_PAGE_SIZE;
         let private = |len: usize| SharedRegion::from_words(vec![0; len / 8]);

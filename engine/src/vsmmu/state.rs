@@ -15,7 +15,7 @@ use super::complete::{PendingSync, SYNCS};
 use super::lifecycle::Invalidation;
 use super::queue::{Control, GuestQueue, QueueRegisters};
 use super::register_file::RegisterFile;
-use super::{Config, ConfigError};
+use super::{BindHostError, Config, ConfigError};
 use crate::bits::Bits;
 use crate::command::CommandError;
 use crate::events::{EventKind, EventSink};
@@ -173,6 +173,14 @@ impl State {
         self.invalidating = self.invalidating.map(|_| Invalidation::FIRST);
         self.rules.set_smmu_enabled(false);
         self.pages.reset(&self.features);
+    }
+
+    pub(super) fn bind_host(&mut self, host: &Features) -> Result<(), BindHostError> {
+        let enabled = self.cr0ack != 0 || self.smmuen_pending.is_some();
+        if enabled || self.queues.iter().any(|queue| queue.ring.is_some()) {
+            return Err(BindHostError::Enabled);
+        }
+        Ok(self.rules.bind_host(&self.features, host)?)
     }
 
     /// Tells the VMM.

@@ -162,11 +162,11 @@ impl<H: HostQueue> WorkerHandle<H> {
     }
 
     /// As [`Worker::detach`].
-    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving<H> {
+    pub fn detach(&self, guest: &VirtualSmmu) -> Detaching<H> {
         let (told, left) = bounded(1);
         // A worker that is no more has left its guests: `told` is dropped.
         let _ = self.0.give(Order::Detach(guest.clone(), told));
-        Leaving(left)
+        Detaching(left)
     }
 
     /// Has [`Worker::run`] return; if it does not run, the next call of it returns at once.
@@ -190,9 +190,9 @@ impl<H: HostQueue> WorkerHandle<H> {
 /// A guest that leaves its worker.
 #[derive(Debug)]
 #[must_use = "until the guest has left, its worker uses its memory"]
-pub struct Leaving<H>(Receiver<Option<H>>);
+pub struct Detaching<H>(Receiver<Option<H>>);
 
-impl<H> Leaving<H> {
+impl<H> Detaching<H> {
     /// Waits until it has left, or its worker is no more. On the worker's own thread that would be for ever. Returns the host
     /// queue that it had for itself, for its next worker.
     pub fn wait(self) -> Option<H> {

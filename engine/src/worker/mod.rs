@@ -10,9 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::channel::Receiver;
-
-use crate::events::{self, Event, EventSink};
+use crate::events::{self, EventSink, Events};
 use crate::host::HostQueue;
 use crate::share::Share;
 use crate::sleep::Notified;
@@ -24,7 +22,7 @@ use handle::{Order, Orders};
 use idle::Sleep;
 use sweep::Serving;
 
-pub use handle::{AttachError, Leaving, Running, WorkerHandle};
+pub use handle::{AttachError, Detaching, Running, WorkerHandle};
 pub use idle::{Idle, Nap};
 
 /// Events that wait for the VMM.
@@ -57,7 +55,7 @@ pub struct Worker<H> {
     notified: Notified,
     sleep: Option<Sleep>,
     events: EventSink,
-    received: Receiver<Event>,
+    received: Events,
     start: Instant,
     /// How many guests have a rate limit.
     limited: usize,
@@ -165,15 +163,15 @@ impl<H: HostQueue> Worker<H> {
         self.attachments.iter().map(|attachment| &attachment.guest)
     }
 
-    /// What the VMM may want to know. A receiver may wait for events on any thread; while 256 wait, more are left out.
-    pub fn events(&self) -> Receiver<Event> {
+    /// What the VMM may want to know. Any thread may wait for events; while 256 wait, more are left out.
+    pub fn events(&self) -> Events {
         self.received.clone()
     }
 
-    /// Takes a guest from the worker, which goes on serving the others. [`Leaving`] tells when nothing of the guest's memory is used any more and
+    /// Takes a guest from the worker, which goes on serving the others. [`Detaching`] tells when nothing of the guest's memory is used any more and
     /// all that was taken from it has been synchronised; then another worker may have it. The worker must run, or be
     /// polled, until then.
-    pub fn detach(&self, guest: &VirtualSmmu) -> Leaving<H> {
+    pub fn detach(&self, guest: &VirtualSmmu) -> Detaching<H> {
         self.handle().detach(guest)
     }
 

@@ -8,8 +8,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::Receiver;
-use ecmdq_engine::{Event, Idle, RateLimit, Running, Share, SleeperKind, VirtualSmmu, Worker, WorkerHandle};
+use ecmdq_engine::{Events, Idle, RateLimit, Running, Share, SleeperKind, VirtualSmmu, Worker, WorkerHandle};
 use parking_lot::Mutex;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -50,7 +49,7 @@ pub struct Crew {
     pub kind: Kind,
     pub handle: WorkerHandle<Host>,
     pub host: Arc<Status>,
-    pub events: Receiver<Event>,
+    pub events: Events,
     thread: Thread,
 }
 

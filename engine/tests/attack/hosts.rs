@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ecmdq_engine::host::iommufd::{self, IommufdQueue};
 use ecmdq_engine::host::model::{ModelSmmu, Pace};
-use ecmdq_engine::host::{Cause, Failure, HostQueue, HostSmmu, Identities, NativeRing, Ticket};
+use ecmdq_engine::host::{Cause, Failure, HostQueue, Identities, NativeRing, RingConsumer, Ticket};
 use ecmdq_engine::{Command, CommandError, Opcode, Waker};
 
 use crate::guest::Guest;
@@ -239,7 +239,7 @@ struct Consumer {
 }
 
 /// The thread of a ring's consumer.
-fn consume(world: &Arc<World>, actor: &Actor, smmu: &mut HostSmmu, status: &Status, users: &Weak<Stop>) {
+fn consume(world: &Arc<World>, actor: &Actor, smmu: &mut RingConsumer, status: &Status, users: &Weak<Stop>) {
     let (mut random, mut consumer) = (actor.random(), Consumer::default());
     while users.strong_count() > 0 {
         let mut end: Option<fn(&Faults)> = None;

@@ -1,5 +1,6 @@
 //! A kernel that answers `IOMMU_HWPT_INVALIDATE` for one guest, and fails with each errno.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
@@ -106,7 +107,7 @@ impl State {
 }
 
 impl Invalidate for Kernel {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
         let state = &mut *self.state.lock();
         if self.world.is_attack()
             && state.bad.is_none()
@@ -117,13 +118,13 @@ impl Invalidate for Kernel {
             self.trouble(state, commands)?;
         }
         if self.status.gone.load(SeqCst) {
-            return Err(Errno::NODEV);
+            return Err(Errno::NODEV.into());
         }
         // Who knows what has been done.
         let some = &commands[..state.random.below(commands.len())];
         if let Some(error) = state.errors.pop() {
             self.execute(some)?;
-            return Err(error);
+            return Err(error.into());
         }
         if let Some(bad) = state.bad.filter(|bad| commands.contains(bad)) {
             if commands.len() > 1 {
@@ -133,7 +134,7 @@ impl Invalidate for Kernel {
                 state.bad = None;
                 self.guest.faults.illegal.end();
             }
-            return Err(Errno::IO);
+            return Err(Errno::IO.into());
         }
         state.peace += 1;
         if state.lost > 0 {
@@ -142,6 +143,6 @@ impl Invalidate for Kernel {
                 self.guest.faults.atc.end();
             }
         }
-        self.execute(commands)
+        Ok(self.execute(commands)?)
     }
 }

@@ -102,7 +102,7 @@ fn listen(world: &World, random: &mut Random) {
         if world.is_attack() && random.one_in(4) {
             continue;
         }
-        for event in crew.events.try_iter().take(64) {
+        for event in crew.events.waiting().take(64) {
             if let EventKind::Quarantined { message, .. } = &event.kind
                 && message != ON_PURPOSE
             {

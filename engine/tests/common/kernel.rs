@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::io;
 use std::rc::Rc;
 
 use ecmdq_engine::Command;
@@ -167,11 +168,11 @@ impl Kernel {
 }
 
 impl Invalidate for Kernel {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
         self.0.borrow_mut().calls.push(commands.len());
         assert!((1..=GROUP).contains(&commands.len()), "a call for {} commands", commands.len());
         assert!(commands.iter().all(|command| command.opcode().0 != 0x46), "CMD_SYNC is the kernel's own");
-        self.call(commands).0
+        Ok(self.call(commands).0?)
     }
 }
 

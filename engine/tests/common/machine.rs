@@ -1,6 +1,6 @@
 //! Guests, a worker and a host, put together.
 
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::{Command, VirtualSmmu, Worker};
 
 use super::reg::CR0;
@@ -10,7 +10,7 @@ use super::{CMDQEN, Guest, SMMUEN, Script, Setup};
 pub struct Machine {
     pub guest: Guest,
     pub worker: Worker<NativeRing>,
-    pub host: HostSmmu,
+    pub host: RingConsumer,
     received: Vec<Command>,
 }
 

@@ -14,7 +14,6 @@ use ecmdq_engine::rules::Request;
 use ecmdq_engine::{
     Command, Doorbell, EventKind, EventfdInterrupts, Idle, Share, Token, VirtualSmmu, Worker, WorkerHandle,
 };
-use rustix::io::Errno;
 use seccompiler::{BpfProgram, TargetArch};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -221,7 +220,7 @@ fn serves(kind: SleeperKind, filter: BpfProgram) {
         confined.thread.kill(SIGRTMIN()).unwrap();
     }
     first.err();
-    let mut told = (0..2).map(|_| events.recv_timeout(PATIENCE).unwrap());
+    let mut told = (0..2).map(|_| events.wait_at_most(PATIENCE).unwrap());
     assert!(told.any(|event| matches!(event.kind, EventKind::Rejected { .. })));
 
     // Half of them are made by this thread, half by another one: their memory is of different heaps.
@@ -244,7 +243,7 @@ fn serves(kind: SleeperKind, filter: BpfProgram) {
     first.queue.push(&[cfgi_ste(STREAM), sync()]);
     first.ring();
     loop {
-        let event = events.recv_timeout(PATIENCE).unwrap();
+        let event = events.wait_at_most(PATIENCE).unwrap();
         if matches!(event.kind, EventKind::Quarantined { .. }) {
             break;
         }
@@ -291,7 +290,7 @@ fn made_on_its_thread(filter: BpfProgram) {
 struct Executes;
 
 impl Invalidate for Executes {
-    fn invalidate(&self, _: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, _: &[Command]) -> io::Result<()> {
         Ok(())
     }
 }

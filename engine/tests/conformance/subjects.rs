@@ -3,7 +3,7 @@
 use ecmdq_engine::host::iommufd::{self, IommufdExecutor, IommufdQueue};
 use ecmdq_engine::host::model::Pace;
 use ecmdq_engine::host::{
-    Cause, HostQueue, HostSmmu, ModelSmmu, MsiWord, NativeRing, RingFormat, RingLayout,
+    Cause, HostQueue, ModelSmmu, MsiWord, NativeRing, RingConsumer, RingFormat, RingLayout,
 };
 use ecmdq_engine::{Command, CommandError, Features, Opcode};
 use ecmdq_ring::SharedRegion;
@@ -15,7 +15,7 @@ use super::subject::{Device, Subject};
 /// The device behind a native ring.
 #[derive(Debug)]
 struct Behind {
-    smmu: HostSmmu,
+    smmu: RingConsumer,
     device: Device,
     executed: Vec<Command>,
     /// What was executed between CMD_SYNCs.
@@ -23,7 +23,7 @@ struct Behind {
 }
 
 impl Behind {
-    fn new(smmu: HostSmmu) -> Self {
+    fn new(smmu: RingConsumer) -> Self {
         Self { smmu, device: Device::Fine, executed: Vec::new(), groups: Vec::new() }
     }
 

@@ -70,7 +70,7 @@ fn a_panic_in_the_sweep_that_learns_of_a_failure_of_the_host_keeps_it_from_nobod
     rig.guests[0].write(CR0, CMDQEN);
     rig.poll_times(3);
     let quarantined = |event: Event| matches!(event.kind, EventKind::Quarantined { .. });
-    assert!(rig.worker.events().try_iter().any(quarantined));
+    assert!(rig.worker.events().waiting().any(quarantined));
     rig.host.finish_all();
     rig.poll_times(3);
     assert_eq!((rig.guests[1].error(), rig.cons(1)), (Some(CERROR_ILL), 1));
@@ -184,7 +184,7 @@ fn beside_64_k_bad_commands_others_go_on_and_the_vmm_hears_of_a_few_and_how_many
         let bad = &rig.guests[0];
         let rejected = bad.stats.read().rejected;
         assert_eq!((bad.error(), rejected), (Some(CERROR_ILL), round + 1));
-        for event in events.try_iter() {
+        for event in events.waiting() {
             assert_eq!(event.guest, Some(Vmid(1)));
             assert!(matches!(event.kind, EventKind::Rejected { queue: 0, .. }), "{event:?}");
             (told, covered) = (told + 1, covered + 1 + event.left_out);
@@ -205,7 +205,7 @@ fn beside_64_k_bad_commands_others_go_on_and_the_vmm_hears_of_a_few_and_how_many
     // That one guest is not listened to any more says nothing of others.
     rig.guests[1].send(&[illegal()]);
     rig.poll_times(2);
-    let of_others: Vec<_> = events.try_iter().filter(|event| event.guest != Some(Vmid(1))).collect();
+    let of_others: Vec<_> = events.waiting().filter(|event| event.guest != Some(Vmid(1))).collect();
     assert_eq!(
         of_others.iter().map(|event| (event.guest, event.left_out)).collect::<Vec<_>>(),
         [(Some(Vmid(2)), 0)]

@@ -96,7 +96,7 @@ impl Yard {
     }
 
     fn told(&self) -> Vec<Event> {
-        self.worker.events().try_iter().collect()
+        self.worker.events().waiting().collect()
     }
 }
 

@@ -57,7 +57,7 @@ pub fn others_go_on(rig: &mut Rig) {
 
 /// What the VMM was told since the last call: all of it is of the bad guest.
 pub fn told(rig: &Rig) -> Vec<EventKind> {
-    let events: Vec<Event> = rig.worker.events().try_iter().collect();
+    let events: Vec<Event> = rig.worker.events().waiting().collect();
     assert!(events.iter().all(|event| event.guest == Some(Vmid(1))), "{events:?}");
     events.into_iter().map(|event| event.kind).collect()
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::memory::{self, GuestRam};
 use ecmdq_engine::{
     Config, Features, FrontEnd, HostStreamId, Interrupts, StreamId, StreamMap, VirtualSmmu, Vmid, Worker,
@@ -112,7 +112,7 @@ impl GuestRam for Ram {
 pub struct Vm {
     pub smmu: VirtualSmmu,
     worker: Worker<NativeRing>,
-    host: HostSmmu,
+    host: RingConsumer,
     pub ram: SharedRegion,
     ram_len: Arc<AtomicUsize>,
     /// Pages 0 and 1, where they do not trap.

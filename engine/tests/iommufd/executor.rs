@@ -1,6 +1,7 @@
 //! Calls and what becomes of tickets, trouble by trouble.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 use std::rc::Rc;
 
 use ecmdq_engine::Command;
@@ -333,9 +334,9 @@ impl MadeUp {
 }
 
 impl Invalidate for MadeUp {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
         self.1.update(|calls| calls + 1);
-        self.0(commands)
+        Ok(self.0(commands)?)
     }
 }
 

@@ -77,15 +77,27 @@ const ECMDQS: &[Register] = &[
     (0x402c, 1, 0),
 ];
 
-/// All features, with one control page of 256 ECMDQs.
+/// Stage 1 with EL2 contexts.
+const EL2: &[Register] = &[
+    (0x00, 0x0948_020a, 0), // IDR0: S1P, Hyp
+    (0x04, 0x00e7_0010, 0),
+    (0x0c, 0x0000_0004, 0),
+    (0x14, 0x0000_0054, 0),
+    (0x1c, 0x0000_0001, 0),
+    (0x20, 0, 0x0000_000d),
+    (0x2c, 0, 0x0000_000b), // CR2: and E2H
+    (0x50, 0, 0x0000_0005),
+];
+
+/// All features that a preset has, with one control page of 256 ECMDQs.
 const EVERYTHING: &[Register] = &[
-    (0x00, 0x084d_761b, 0), // IDR0: and S2P, Hyp, ATS, SEV, PRI, VMID16, STALL_MODEL 0
+    (0x00, 0x084d_349b, 0), // IDR0: and S2P, HTTU 2, ATS, PRI, VMID16, STALL_MODEL 0
     (0x04, 0x8273_9d20, 0), // IDR1: CMDQS, EVENTQS and PRIQS 19, SSIDSIZE 20, SIDSIZE 32
     (0x0c, 0x0000_8484, 0), // IDR3: and MPAM, DPT
-    (0x14, 0x0000_01d6, 0), // IDR5: and DS, D128, OAS 6
+    (0x14, 0x0000_01f6, 0), // IDR5: and GRAN16K, DS, D128, OAS 6
     (0x1c, 0x0000_0004, 0), // AIDR: SMMUv3.4
     (0x20, 0, 0x0000_001f), // CR0: and PRIQEN, ATSCHK
-    (0x2c, 0, 0x0000_000b), // CR2: and E2H
+    (0x2c, 0, 0x0000_000a),
     (0x50, 0, 0x0000_0007), // IRQ_CTRL: and PRIQ
     (0x190, 0x0008_0000, 0),
     (0x4000, 0x0002_0003, 0),
@@ -131,11 +143,14 @@ impl Smmu {
         Self { name, features, registers, blocks }
     }
 
-    pub fn all() -> [Self; 4] {
+    pub fn all() -> [Self; 5] {
+        let mut el2 = Features::minimal();
+        el2.hyp = true;
         let eight = (0x2_0000..0x4_0000).step_by(0x4000).collect();
         let many = (0x2_0000..0x3_0000).step_by(0x100).collect();
         [
             Self::new("minimal", Features::minimal(), MINIMAL, vec![]),
+            Self::new("minimal at EL2", el2, EL2, vec![]),
             Self::new("linux", Features::linux(), LINUX, vec![]),
             Self::new("linux with ECMDQs", Features::linux().with_ecmdqs(1, 2), ECMDQS, eight),
             Self::new("everything", Features::everything(), EVERYTHING, many),

@@ -216,11 +216,11 @@ fn gbpa_takes_writes_with_update_and_none_while_it_lasts() {
             assert_eq!(trapped.read(GBPA), UPDATE | first, "while Update is 1");
             trapped.settle();
         }
-        assert_eq!(trapped.complete_requests(), [Request::Bypass(first)]);
+        assert_eq!(trapped.complete_requests(), [Request::UpdateGbpa(first)]);
         assert_eq!(trapped.read(GBPA), first);
         trapped.write(GBPA, UPDATE | second);
         trapped.settle();
-        assert_eq!(trapped.complete_requests(), [Request::Bypass(second)]);
+        assert_eq!(trapped.complete_requests(), [Request::UpdateGbpa(second)]);
         assert_eq!(trapped.read(GBPA), second);
     }
 }

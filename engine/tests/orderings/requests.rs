@@ -36,7 +36,7 @@ const UPDATE: u32 = 1 << 31;
 fn the_vmm_sees_what_the_guest_did_before_gbpa_and_the_guest_sees_after_it_what_the_vmm_did() {
     let guest = Guest::with_vmm(Front::Shared, |ram| {
         Box::new(move |request, token| {
-            let Request::Bypass(value) = request else { panic!("{request:?}") };
+            let Request::UpdateGbpa(value) = request else { panic!("{request:?}") };
             assert_eq!(ram.read(DATA), value);
             ram.write(DATA, value + 1);
             token.complete();

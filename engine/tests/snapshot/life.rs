@@ -125,14 +125,14 @@ fn a_new_vmm_is_told_of_gbpa() {
     let mut vm = Vm::new();
     vm.write(GBPA, UPDATE | ABORT);
     vm.poll(1);
-    assert_eq!(vm.asked.lock().unwrap().front().unwrap().0, Request::Bypass(ABORT));
+    assert_eq!(vm.asked.lock().unwrap().front().unwrap().0, Request::UpdateGbpa(ABORT));
     vm.asked.lock().unwrap().drain(..).for_each(|(_, token)| token.complete());
     vm.poll(1);
     assert_eq!(vm.read(GBPA), ABORT);
     let mut new = vm.moved();
     new.smmu.resume();
     new.poll(1);
-    assert_eq!(new.asked.lock().unwrap().pop_front().unwrap().0, Request::Bypass(ABORT));
+    assert_eq!(new.asked.lock().unwrap().pop_front().unwrap().0, Request::UpdateGbpa(ABORT));
     assert_eq!(new.read(GBPA), ABORT, "the guest sees no update");
 }
 
@@ -149,14 +149,14 @@ fn a_guest_updates_gbpa_while_a_new_vmm_is_still_being_told_of_it() {
     new.smmu.resume();
     new.poll(1);
     let (told, token) = new.asked.lock().unwrap().pop_front().unwrap();
-    assert_eq!(told, Request::Bypass(ABORT));
+    assert_eq!(told, Request::UpdateGbpa(ABORT));
     new.write(GBPA, UPDATE | 1);
     new.poll(1);
     token.complete();
     new.poll(2);
     assert_eq!(new.read(GBPA), UPDATE | 1, "nobody has followed it");
     let (asked, token) = new.asked.lock().unwrap().pop_front().unwrap();
-    assert_eq!(asked, Request::Bypass(1));
+    assert_eq!(asked, Request::UpdateGbpa(1));
     token.complete();
     new.poll(1);
     assert_eq!(new.read(GBPA), 1);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use ecmdq_engine::host::{HostSmmu, NativeRing};
+use ecmdq_engine::host::{NativeRing, RingConsumer};
 use ecmdq_engine::{Command, VirtualSmmu, Worker};
 use ecmdq_ring::SharedRegion;
 
@@ -58,7 +58,7 @@ impl Vcpu<'_> {
 }
 
 /// The host's end until told to stop: every page once and in order, and nothing else but what a restore brings.
-fn execute(host: &mut HostSmmu, stop: &AtomicBool) -> u64 {
+fn execute(host: &mut RingConsumer, stop: &AtomicBool) -> u64 {
     let mut pages = 0;
     let full = vm::Vm::full_invalidation();
     while !stop.load(Relaxed) {

@@ -302,7 +302,7 @@ fn a_host_that_stands_still_is_told_of_whether_the_worker_sleeps_or_not() {
         enable(&mut guest);
         guest.send(&[nh_asid(1), sync()]);
         for _ in 0..3 {
-            let event = events.recv_timeout(PATIENCE).unwrap();
+            let event = events.wait_at_most(PATIENCE).unwrap();
             assert_eq!(event.guest, None);
             assert!(matches!(event.kind, EventKind::HostStalled(time) if time >= idle.stalled));
         }
@@ -313,7 +313,7 @@ fn a_host_that_stands_still_is_told_of_whether_the_worker_sleeps_or_not() {
 struct Executes(Arc<AtomicU64>);
 
 impl Invalidate for Executes {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
         self.0.fetch_add(commands.len() as u64, Relaxed);
         Ok(())
     }
@@ -382,8 +382,8 @@ fn an_event_loop_polls_when_the_descriptor_says_so() {
 struct RefusesAll;
 
 impl Invalidate for RefusesAll {
-    fn invalidate(&self, _: &[Command]) -> Result<(), Errno> {
-        Err(Errno::IO)
+    fn invalidate(&self, _: &[Command]) -> io::Result<()> {
+        Err(Errno::IO.into())
     }
 }
 

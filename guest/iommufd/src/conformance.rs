@@ -10,14 +10,14 @@ mod subject;
 mod suite;
 
 use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use ecmdq_engine::Command;
 use ecmdq_engine::host::HostQueue;
 use ecmdq_engine::host::iommufd::{self, Invalidate, IommufdExecutor, IommufdQueue, VIommu};
-use iommufd_ioctls::IommuFd;
 use rustix::io::Errno;
 
 use subject::{Device, Subject};
@@ -39,14 +39,14 @@ struct Kernel {
 }
 
 impl Invalidate for Kernel {
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno> {
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()> {
         const ATC_INV: u64 = 0x40;
         let mut sent = commands.to_vec();
         match *self.device.borrow() {
             Device::Fine => {}
             Device::Gone => return self.nobody.invalidate(commands),
             Device::TimesOut if commands.iter().any(|command| command.0[0] & 0xff == ATC_INV) => {
-                return Err(Errno::TIMEDOUT);
+                return Err(Errno::TIMEDOUT.into());
             }
             Device::TimesOut => {}
             Device::Refuses(refused) => {
@@ -120,10 +120,10 @@ impl Subject for Real {
 }
 
 /// Runs all of it; says how many failed.
-pub fn run(iommufd: &Arc<IommuFd>, viommu: &VIommu) -> u32 {
+pub fn run(iommufd: OwnedFd, viommu: &VIommu) -> u32 {
     let kernel = Kernel {
         viommu: viommu.clone(),
-        nobody: VIommu::new(iommufd.clone(), NOBODY),
+        nobody: VIommu::from_fd(iommufd, NOBODY),
         device: Rc::new(RefCell::new(Device::Fine)),
         calls: Rc::default(),
     };

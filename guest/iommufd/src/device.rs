@@ -16,6 +16,11 @@ ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, VFIO, 108);
 ioctl_io_nr!(VFIO_DEVICE_BIND_IOMMUFD, VFIO, 118);
 ioctl_io_nr!(VFIO_DEVICE_ATTACH_IOMMUFD_PT, VFIO, 119);
 
+const IOMMUFD: u32 = b';' as u32;
+ioctl_io_nr!(IOMMU_IOAS_ALLOC, IOMMUFD, 0x81);
+ioctl_io_nr!(IOMMU_IOAS_MAP, IOMMUFD, 0x85);
+const FIXED_WRITABLE_READABLE: u32 = 0b111;
+
 const BAR0: u32 = 0;
 const CONFIG: u32 = 7;
 const COMMAND: u64 = 4;
@@ -56,6 +61,46 @@ struct Region {
     cap_offset: u32,
     size: u64,
     offset: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IoasAlloc {
+    size: u32,
+    flags: u32,
+    out_ioas_id: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct IoasMap {
+    size: u32,
+    flags: u32,
+    ioas_id: u32,
+    reserved: u32,
+    user_va: u64,
+    length: u64,
+    iova: u64,
+}
+
+/// An IOAS in which `length` bytes of this process, from `user_va` on, are at `iova`.
+pub fn map(iommufd: &File, iova: u64, user_va: u64, length: u64) -> io::Result<u32> {
+    let mut alloc = IoasAlloc { size: size_of::<IoasAlloc>() as u32, ..IoasAlloc::default() };
+    // SAFETY: the structure is the one of this call and outlives it.
+    checked(unsafe { ioctl_with_mut_ref(iommufd, IOMMU_IOAS_ALLOC(), &mut alloc) })?;
+    let (size, ioas_id) = (size_of::<IoasMap>() as u32, alloc.out_ioas_id);
+    let map = IoasMap {
+        size,
+        flags: FIXED_WRITABLE_READABLE,
+        ioas_id,
+        user_va,
+        length,
+        iova,
+        ..IoasMap::default()
+    };
+    // SAFETY: as above; the kernel pins the memory, and devices access it as another guest's CPU would.
+    checked(unsafe { ioctl_with_ref(iommufd, IOMMU_IOAS_MAP(), &map) })?;
+    Ok(ioas_id)
 }
 
 pub struct Device {

@@ -28,8 +28,8 @@ impl Guest {
         host_features: Features,
         streams: &[StreamId],
     ) -> Result<Self, Box<dyn Error>> {
-        let mut features = Features::linux();
-        (features.ril, features.asid16) = (host_features.ril, host_features.asid16);
+        let mut features = Features::linux().limited_to(&host_features);
+        features.ril = host_features.ril;
         let ram = Ram::new(memory);
         let ring = ram.region(GuestAddress(base), 16 << LOG2).ok_or("no memory for the queue")?;
         // The kernel maps StreamIDs itself; what the map says of the host is not used.

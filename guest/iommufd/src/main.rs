@@ -14,7 +14,7 @@ mod device;
 mod guest;
 
 use std::error::Error;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -26,8 +26,6 @@ use ecmdq_engine::host::iommufd::{self, IommufdExecutor, IommufdQueue, Nesting, 
 use ecmdq_engine::memory::{GuestRam, Ram};
 use ecmdq_engine::{Command, StreamId, Worker};
 use ecmdq_ring::SharedRegion;
-use iommufd_bindings::iommufd::*;
-use iommufd_ioctls::IommuFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use device::Device;
@@ -57,7 +55,7 @@ struct Rig {
     guests: [Guest; 2],
     worker: Worker<IommufdQueue>,
     executors: [IommufdExecutor<VIommu>; 2],
-    iommufd: Arc<IommuFd>,
+    iommufd: File,
     viommu: VIommu,
     failures: u32,
 }
@@ -93,7 +91,7 @@ fn run(cdev: &str) -> Result<u32, Box<dyn Error>> {
     rig.many();
     rig.refused();
     rig.threads();
-    rig.failures += conformance::run(&rig.iommufd, &rig.viommu);
+    rig.failures += conformance::run(rig.iommufd.try_clone()?.into(), &rig.viommu);
     // Where the trace ends that is compared: an ASID that nobody else uses.
     rig.send(0, &[(Command([0x11 | 0xffff << 48, 0]), Some("smmuv3_cmdq_tlbi_nh_asid asid=65535".into()))]);
     Ok(rig.failures)
@@ -118,28 +116,14 @@ impl Rig {
     fn new(cdev: &str) -> Result<Self, Box<dyn Error>> {
         let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE)])?);
         let ram = Ram::new(memory.clone()).region(GuestAddress(RAM), RAM_SIZE).ok_or("no RAM")?;
-        let file = OpenOptions::new().read(true).write(true).open("/dev/iommu")?;
+        let iommufd = OpenOptions::new().read(true).write(true).open("/dev/iommu")?;
         let mut device = Device::open(cdev)?;
-        let id = device.bind(&file)?;
-        let iommufd = Arc::new(IommuFd::new_from_fd(file));
-
-        let mut ioas = iommu_ioas_alloc { size: size_of::<iommu_ioas_alloc>() as u32, ..Default::default() };
-        iommufd.alloc_iommu_ioas(&mut ioas)?;
-        let flags = iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA
-            | iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE
-            | iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE;
-        iommufd.map_iommu_ioas(&iommu_ioas_map {
-            size: size_of::<iommu_ioas_map>() as u32,
-            flags,
-            ioas_id: ioas.out_ioas_id,
-            user_va: memory.get_host_address(GuestAddress(RAM))? as u64,
-            length: RAM_SIZE as u64,
-            iova: RAM,
-            ..Default::default()
-        })?;
+        let id = device.bind(&iommufd)?;
+        let host = memory.get_host_address(GuestAddress(RAM))? as u64;
+        let ioas = device::map(&iommufd, RAM, host, RAM_SIZE as u64)?;
         let nestings = [
-            Nesting::new(iommufd.clone(), id, ioas.out_ioas_id)?,
-            Nesting::new(iommufd.clone(), id, ioas.out_ioas_id)?,
+            Nesting::new(iommufd.try_clone()?.into(), id, ioas)?,
+            Nesting::new(iommufd.try_clone()?.into(), id, ioas)?,
         ];
         let host_features = nestings[0].host_features(false)?;
         println!("host: {host_features:?}");

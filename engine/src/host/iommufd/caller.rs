@@ -1,5 +1,7 @@
 //! Calls of the kernel: for which commands, and what is done when one fails.
 
+use std::io;
+
 use rustix::io::Errno;
 
 use super::{GROUP, Invalidate};
@@ -35,12 +37,12 @@ enum Trouble {
     Gone,
 }
 
-impl From<Errno> for Trouble {
-    fn from(error: Errno) -> Self {
-        match error {
-            Errno::NOMEM | Errno::INTR | Errno::AGAIN => Self::Passes,
-            Errno::IO => Self::Refused,
-            Errno::TIMEDOUT => Self::Late,
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        match Errno::from_io_error(&error) {
+            Some(Errno::NOMEM | Errno::INTR | Errno::AGAIN) => Self::Passes,
+            Some(Errno::IO) => Self::Refused,
+            Some(Errno::TIMEDOUT) => Self::Late,
             _ => Self::Gone,
         }
     }

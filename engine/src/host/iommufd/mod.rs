@@ -17,6 +17,8 @@
 mod caller;
 #[cfg(feature = "iommufd")]
 mod kernel;
+#[cfg(feature = "iommufd")]
+mod uapi;
 
 use std::io;
 use std::sync::Arc;
@@ -26,9 +28,8 @@ use std::time::Duration;
 
 use crossbeam::utils::Backoff;
 use parking_lot::RwLock;
-use rustix::io::Errno;
 
-use super::{Failure, HostQueue, HostSmmu, Identities, NativeRing, Ticket};
+use super::{Failure, HostQueue, Identities, NativeRing, RingConsumer, Ticket};
 use crate::command::Command;
 use crate::sleep::{Sleeper, Waker};
 use caller::Caller;
@@ -48,8 +49,9 @@ pub trait Invalidate {
     ///
     /// # Errors
     ///
-    /// What the kernel said; nothing is known of which commands it has executed.
-    fn invalidate(&self, commands: &[Command]) -> Result<(), Errno>;
+    /// What the kernel said, as the number of its error ([`io::Error::raw_os_error`]), which decides what is done about it; an error without a number
+    /// counts as the end. Nothing is known of which commands it has executed.
+    fn invalidate(&self, commands: &[Command]) -> io::Result<()>;
 }
 
 /// A guest's commands on their way to the kernel.
@@ -64,7 +66,7 @@ pub struct IommufdQueue {
 /// Makes the calls. The VMM runs it on a thread of its own.
 #[derive(Debug)]
 pub struct IommufdExecutor<I> {
-    smmu: HostSmmu,
+    smmu: RingConsumer,
     caller: Caller<I>,
     sleeper: Sleeper,
     waker: Waker,
@@ -191,6 +193,7 @@ impl<I: Invalidate> IommufdExecutor<I> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::io;
     use std::sync::atomic::AtomicBool;
 
     use crossbeam::utils::Backoff;
@@ -205,10 +208,10 @@ mod tests {
     struct Poor(Cell<u32>);
 
     impl Invalidate for Poor {
-        fn invalidate(&self, _: &[Command]) -> Result<(), Errno> {
+        fn invalidate(&self, _: &[Command]) -> io::Result<()> {
             let left = self.0.get();
             self.0.set(left.saturating_sub(1));
-            if left > 0 { Err(Errno::NOMEM) } else { Ok(()) }
+            if left > 0 { Err(Errno::NOMEM.into()) } else { Ok(()) }
         }
     }
 

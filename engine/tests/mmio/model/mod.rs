@@ -32,7 +32,7 @@ fn what(request: Request) -> What {
     match request {
         Request::Enable(table) => What::Enable { base: table.base, config: table.config, cr1: table.cr1 },
         Request::Disable => What::Disable,
-        Request::Bypass(gbpa) => What::Bypass(gbpa),
+        Request::UpdateGbpa(gbpa) => What::Bypass(gbpa),
         Request::Streams(StreamConfig::One(stream)) => What::Stream(stream.0),
         other => panic!("nobody asked for {other:?}"),
     }

@@ -14,7 +14,7 @@ use crate::registers::{CONS_ERR_SHIFT, GERROR_CMDQ_ERR};
 ///
 /// It completes at once what it takes: there is no cache behind it.
 #[derive(Debug)]
-pub struct HostSmmu {
+pub struct RingConsumer {
     consumer: Consumer<SharedQueue>,
     registers: SharedRegion,
     control: Control,
@@ -32,7 +32,7 @@ enum Control {
 
 const BATCH: usize = 256;
 
-impl HostSmmu {
+impl RingConsumer {
     /// The consumer of a ring that is enabled and empty at `start`.
     pub(super) fn new(
         words: SharedQueue,
