@@ -1,5 +1,7 @@
 //! What an SMMU shows of itself: features, and the ID registers that they come from (facts sheet, section 2.1).
 
+use std::iter;
+
 use ecmdq_ring::QueueSize;
 use thiserror::Error;
 
@@ -192,6 +194,39 @@ pub struct BeyondHost {
     pub host: u8,
 }
 
+macro_rules! of_host {
+    ($($field:literal = $name:ident,)*) => {
+        impl Features {
+            /// What the guest is shown beside what the host has; 1 stands for a feature that is there.
+            fn beside_host(&self, host: &Self) -> impl Iterator<Item = BeyondHost> {
+                [$(BeyondHost { field: $field, guest: self.$name.into(), host: host.$name.into() },)*].into_iter()
+            }
+
+            /// These features without what [`Self::check_host`] would refuse, for a VMM that shows a guest as much as the host allows.
+            pub fn limited_to(self, host: &Self) -> Self {
+                Self { $($name: self.$name.min(host.$name),)* ..self }
+            }
+        }
+    };
+}
+
+// Besides stage 1, what the host must have as well if it is shown to a guest: what the host's SMMU does with the guest's tables and commands,
+// which nobody can do in its place.
+of_host! {
+    "HTTU" = httu,
+    "ASID16" = asid16,
+    "CD2L" = cd2l,
+    "ST_LEVEL" = st2l,
+    "SIDSIZE" = sid_bits,
+    "SSIDSIZE" = ssid_bits,
+    "OAS" = oas,
+    "GRAN4K" = gran4k,
+    "GRAN16K" = gran16k,
+    "GRAN64K" = gran64k,
+    "DS" = ds,
+    "D128" = d128,
+}
+
 impl Default for Features {
     fn default() -> Self {
         Self::linux()
@@ -242,26 +277,6 @@ impl Features {
         Self { ecmdq: true, control_pages_log2: pages_log2, page_queues_log2: queues_log2, ..self }
     }
 
-    /// What the host must have as well if it is shown to a guest, field by field: what the host's SMMU does with the guest's tables and
-    /// commands, which nobody can do in its place. `1` stands for a feature that is there.
-    fn of_host(&self) -> [(&'static str, u8); 13] {
-        [
-            ("S1P", self.s1p.into()),
-            ("HTTU", self.httu),
-            ("ASID16", self.asid16.into()),
-            ("CD2L", self.cd2l.into()),
-            ("ST_LEVEL", self.st2l.into()),
-            ("SIDSIZE", self.sid_bits),
-            ("SSIDSIZE", self.ssid_bits),
-            ("OAS", self.oas),
-            ("GRAN4K", self.gran4k.into()),
-            ("GRAN16K", self.gran16k.into()),
-            ("GRAN64K", self.gran64k.into()),
-            ("DS", self.ds.into()),
-            ("D128", self.d128.into()),
-        ]
-    }
-
     /// Checks that a host with the features `host` can be behind a guest that is shown these: nothing of the guest's is more than the
     /// host's. Range invalidation and ATS may be shown without the host having them.
     ///
@@ -270,29 +285,9 @@ impl Features {
     /// The first field that is more than the host has. A host needs stage 1 always.
     pub fn check_host(&self, host: &Self) -> Result<(), BeyondHost> {
         // TLBI_NSNH_ALL is never illegal for a guest, and goes to the host as TLBI_NH_ALL.
-        let guest = Self { s1p: true, ..*self };
-        let pairs = guest.of_host().into_iter().zip(host.of_host());
-        let mut beyond = pairs.filter(|((_, guest), (_, host))| guest > host);
-        beyond.next().map_or(Ok(()), |((field, guest), (_, host))| Err(BeyondHost { field, guest, host }))
-    }
-
-    /// These features without what [`Self::check_host`] would refuse, for a VMM that shows a guest as much as the host allows.
-    pub fn limited_to(self, host: &Self) -> Self {
-        Self {
-            httu: self.httu.min(host.httu),
-            asid16: self.asid16 && host.asid16,
-            cd2l: self.cd2l && host.cd2l,
-            st2l: self.st2l && host.st2l,
-            sid_bits: self.sid_bits.min(host.sid_bits),
-            ssid_bits: self.ssid_bits.min(host.ssid_bits),
-            oas: self.oas.min(host.oas),
-            gran4k: self.gran4k && host.gran4k,
-            gran16k: self.gran16k && host.gran16k,
-            gran64k: self.gran64k && host.gran64k,
-            ds: self.ds && host.ds,
-            d128: self.d128 && host.d128,
-            ..self
-        }
+        let stage_1 = BeyondHost { field: "S1P", guest: 1, host: host.s1p.into() };
+        let mut fields = iter::once(stage_1).chain(self.beside_host(host));
+        fields.find(|field| field.guest > field.host).map_or(Ok(()), Err)
     }
 
     /// Checks that a virtual SMMU can have these features (facts sheet, section 2.1).

@@ -35,7 +35,8 @@ pub enum Ste {
     Stage1([u64; 2]),
 }
 
-/// Why there is no entry: transactions of the stream are aborted, and the guest is told by an event, which the VMM writes (IHI 0070 §7.3).
+/// Why there is no entry: transactions of the stream are aborted, and the VMM records the event (IHI 0070 §7.3) with
+/// [`VirtualSmmu::record_event`](crate::VirtualSmmu::record_event).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum StreamFault {

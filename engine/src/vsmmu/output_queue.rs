@@ -14,6 +14,7 @@ use vm_memory::GuestAddress;
 use super::VirtualSmmu;
 use super::calls::Call;
 use super::state::State;
+use crate::features::Features;
 use crate::identity::{HostStreamId, StreamId};
 use crate::registers::*;
 
@@ -87,6 +88,10 @@ struct OutputQueue {
     abort: u32,
     msi_abort: u32,
     wire: Call,
+    /// log2 of the most entries.
+    most: fn(&Features) -> u8,
+    /// Nothing is recorded while an overflow is not acknowledged.
+    overflow_inhibits: bool,
 }
 
 const EVENTQ: OutputQueue = OutputQueue {
@@ -99,6 +104,8 @@ const EVENTQ: OutputQueue = OutputQueue {
     abort: GERROR_EVENTQ_ABT_ERR,
     msi_abort: GERROR_MSI_EVENTQ_ABT_ERR,
     wire: Call::EventQueue,
+    most: |features| features.eventqs,
+    overflow_inhibits: false,
 };
 
 /// Its effective enable depends on SMMUEN (IHI 0070 §6.3.9.5).
@@ -112,6 +119,8 @@ const PRIQ: OutputQueue = OutputQueue {
     abort: GERROR_PRIQ_ABT_ERR,
     msi_abort: GERROR_MSI_PRIQ_ABT_ERR,
     wire: Call::PageRequestQueue,
+    most: |features| features.priqs,
+    overflow_inhibits: true,
 };
 
 /// PROD.OVFLG and CONS.OVACKFLG.
@@ -178,16 +187,14 @@ fn auto_response(cause: NotRecorded, request: u64) -> AutoResponse {
 
 impl State {
     fn record_event(&mut self, event: [u64; 4]) -> Result<(), NotRecorded> {
-        let size = QueueSize::capped(u32::from(self.features.eventqs), QueueSize::MAX);
-        if self.record(&EVENTQ, size, false, &event)? {
+        if self.record(&EVENTQ, &event)? {
             self.interrupts_due |= EVENTQ.irqen & self.irq_ctrl;
         }
         Ok(())
     }
 
     fn record_page_request(&mut self, request: [u64; 2]) -> Result<(), NotRecorded> {
-        let size = QueueSize::capped(u32::from(self.features.priqs), QueueSize::MAX);
-        let recorded = self.record(&PRIQ, size, true, &request);
+        let recorded = self.record(&PRIQ, &request);
         // Relaxed: the guest does not change it while the interrupt is enabled.
         let last_only = self.pages.frame.load_u32(PRIQ_IRQ_CFG2, Relaxed) & LAST_ONLY != 0;
         let last = request[0] & LAST != 0;
@@ -201,15 +208,8 @@ impl State {
         recorded.map(|_| ())
     }
 
-    /// Puts a record into a queue of up to `most` entries; `overflow_inhibits`: into none whose overflow is not acknowledged. Says whether
-    /// the queue was empty.
-    fn record(
-        &mut self,
-        queue: &OutputQueue,
-        most: QueueSize,
-        overflow_inhibits: bool,
-        record: &[u64],
-    ) -> Result<bool, NotRecorded> {
+    /// Puts a record into a queue. Says whether the queue was empty.
+    fn record(&mut self, queue: &OutputQueue, record: &[u64]) -> Result<bool, NotRecorded> {
         if self.paused {
             return Err(NotRecorded::Paused);
         } else if self.quarantined {
@@ -225,12 +225,13 @@ impl State {
         let prod = frame.load_u32(queue.prod, Relaxed);
         // Acquire: pairs with the guest's barrier before it stores CONS: it has read the entry that is overwritten.
         let cons = frame.load_u32(queue.cons, Acquire);
+        let most = QueueSize::capped((queue.most)(&self.features).into(), QueueSize::MAX);
         let size = QueueSize::capped((base & BASE_LOG2SIZE) as u32, most);
         let (index, overflow) = (size.index(prod), prod & OVERFLOW);
         let overflowed = (prod ^ cons) & OVERFLOW != 0;
         // Indices that contradict each other count as a full queue, as the architecture permits (IHI 0070 §3.5.1).
         let full = !size.used(index, size.index(cons)).is_ok_and(|used| used < size.entries());
-        if full || overflow_inhibits && overflowed {
+        if full || queue.overflow_inhibits && overflowed {
             if !overflowed {
                 // Release: the index was stored before, by which the guest sees the queue full.
                 frame.store_u32(queue.prod, prod ^ OVERFLOW, Release);

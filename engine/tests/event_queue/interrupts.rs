@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use ecmdq_engine::host::NativeRing;
-use ecmdq_engine::{Config, FrontEnd, HostStreamId, Interrupts, StreamId, StreamMap, VirtualSmmu, Vmid};
-use ecmdq_engine::{NotRecorded, StreamIdOf, Worker};
+use ecmdq_engine::memory::Ram;
+use ecmdq_engine::{FrontEnd, Interrupts, NotRecorded, StreamIdOf, Worker};
 use ecmdq_ring::SharedRegion;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -104,18 +104,7 @@ fn no_interrupt_is_missing_however_guest_and_vmm_meet() {
     let (wake, woken) = mpsc::channel();
     let ram = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(RAM), RAM_SIZE)]).unwrap();
     let pages = SharedRegion::from_words(vec![0; 0x2_0000 / 8]);
-    let smmu = VirtualSmmu::new(Config {
-        features: features(),
-        host_features: features(),
-        quirks: Vec::new(),
-        vmid: Vmid(7),
-        streams: Arc::new(StreamMap::from_pairs([(StreamId(0x42), HostStreamId(0x1042))]).unwrap()),
-        ram: Box::new(ecmdq_engine::memory::Ram::new(Arc::new(ram))),
-        front_end: FrontEnd::Shared(pages.clone()),
-        interrupts: Box::new(Wake(wake)),
-        on_request: Box::new(|_, token| token.complete()),
-    })
-    .unwrap();
+    let smmu = smmu(Ram::new(Arc::new(ram)), FrontEnd::Shared(pages.clone()), Wake(wake));
     let (ring, _host) = NativeRing::with_consumer(8).unwrap();
     let mut worker = Worker::new(ring);
     worker.attach(smmu.clone()).unwrap();

@@ -83,7 +83,7 @@ impl Interrupts for Notes {
 /// What happens when the engine next stores a word.
 type OnStore = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
-/// Memory that ends where the VMM says, from when the engine is told.
+/// Memory that ends where the VMM says, once it has called `memory_changed`.
 struct Ram {
     on_store: OnStore,
     whole: SharedRegion,
@@ -127,6 +127,26 @@ pub fn features() -> Features {
     features
 }
 
+/// A virtual SMMU that owns a stream, 0x42, which the host calls 0x1042.
+pub fn smmu(
+    ram: impl GuestRam + 'static,
+    front_end: FrontEnd,
+    interrupts: impl Interrupts + 'static,
+) -> VirtualSmmu {
+    VirtualSmmu::new(Config {
+        features: features(),
+        host_features: features(),
+        quirks: Vec::new(),
+        vmid: Vmid(7),
+        streams: Arc::new(StreamMap::from_pairs([(StreamId(0x42), HostStreamId(0x1042))]).unwrap()),
+        ram: Box::new(ram),
+        front_end,
+        interrupts: Box::new(interrupts),
+        on_request: Box::new(|_, token| token.complete()),
+    })
+    .unwrap()
+}
+
 /// Each front end, with its name.
 pub fn front_ends() -> [(&'static str, FrontEnd); 3] {
     let pages = memory::memfd("test-registers", 0x2_0000).unwrap().1;
@@ -142,23 +162,9 @@ impl Vm {
             FrontEnd::Shared(pages) => Some(pages.clone()),
             _ => None,
         };
-        let smmu = VirtualSmmu::new(Config {
-            features: features(),
-            host_features: features(),
-            quirks: Vec::new(),
-            vmid: Vmid(7),
-            streams: Arc::new(StreamMap::from_pairs([(StreamId(0x42), HostStreamId(0x1042))]).unwrap()),
-            ram: Box::new(Ram {
-                on_store: on_store.clone(),
-                whole: ram.clone(),
-                wanted: ram_len.clone(),
-                len: RAM_SIZE,
-            }),
-            front_end,
-            interrupts: Box::new(notes.clone()),
-            on_request: Box::new(|_, token| token.complete()),
-        })
-        .unwrap();
+        let memory =
+            Ram { on_store: on_store.clone(), whole: ram.clone(), wanted: ram_len.clone(), len: RAM_SIZE };
+        let smmu = smmu(memory, front_end, notes.clone());
         notes.smmu.set(smmu.clone()).unwrap();
         let (ring, host) = NativeRing::with_consumer(8).unwrap();
         let mut worker = Worker::new(ring);

@@ -209,13 +209,12 @@ impl Guest {
             let mut seen = self.queues[queue];
             let moved = cons != seen.cons;
             // The largest queue's distance is at least that of a smaller one.
-            let passed = u64::from(cons.wrapping_sub(seen.cons) & (2 << CMDQS) - 1);
-            may_complete += match seen.due <= covered {
-                true if seen.overwritten => 1 << CMDQS,
-                true if seen.one_entry => passed.max(1),
-                true => passed,
-                false => 0,
+            let passed = match u64::from(cons.wrapping_sub(seen.cons) & (2 << CMDQS) - 1) {
+                _ if seen.overwritten => 1 << CMDQS,
+                0 if seen.one_entry => 1,
+                passed => passed,
             };
+            may_complete += if seen.due <= covered { passed } else { 0 };
             if moved {
                 seen.due = self.stats.forwarded;
             }
